@@ -5,7 +5,7 @@ use crate::memory::{Memory, TablePages};
 use crate::pgtable::chain::TableChain;
 
 /// Joined tables that one gather can hold. One call of map joins at most four: two ends, two levels.
-const JOINED: usize = 8;
+const JOINED: usize = 4;
 
 /// The input addresses whose translation was taken away or changed its shape since the last invalidation, and
 /// the tables that only caches can still reach.

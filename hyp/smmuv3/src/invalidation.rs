@@ -119,16 +119,6 @@ impl InvalidationArray {
     pub fn is_idle(&self) -> bool {
         self.length.load(Ordering::Acquire) == 0
     }
-
-    /// The tags that have users, in the order of their SMMUs.
-    #[inline]
-    pub fn tags(&self) -> impl Iterator<Item = Tag> {
-        let length = self.length.load(Ordering::Acquire).min(MAX_SMMUS);
-        self.entries.iter().take(length).enumerate().filter_map(|(smmu, entry)| {
-            let (vmid, users) = unpack(entry.load(Ordering::Acquire));
-            (users != 0).then_some(Tag { smmu, vmid })
-        })
-    }
 }
 
 /// The command queues of all SMMUs.
@@ -182,34 +172,53 @@ pub fn invalidate<Q: Queues>(
     granule: Granule,
 ) -> Result<(), InvalidationFailed<Q::Fault>> {
     memory.full_barrier();
-    if gather.is_empty() || array.is_idle() {
+    if gather.is_empty() {
         return Ok(());
     }
-    let mut tickets = [Q::Ticket::default(); MAX_SMMUS];
+    let length = array.length.load(Ordering::Acquire).min(MAX_SMMUS);
+    let entries = array.entries.get(..length).unwrap_or(&[]);
+    match length {
+        0 => Ok(()),
+        // Room for few tickets is made sooner.
+        1..=8 => walk::<Q, 8>(queues, entries, gather, granule),
+        _ => walk::<Q, MAX_SMMUS>(queues, entries, gather, granule),
+    }
+}
+
+/// [`invalidate`] for the `entries` of the first SMMUs, `N` at most. A tag that a concurrent attach adds behind them needs no
+/// invalidation: its SMMU was not let into the table before the barrier of the caller.
+fn walk<Q: Queues, const N: usize>(
+    queues: &Q,
+    entries: &[AtomicU64],
+    gather: &Gather,
+    granule: Granule,
+) -> Result<(), InvalidationFailed<Q::Fault>> {
+    let mut tickets = [Q::Ticket::default(); N];
     let mut posted = 0u64;
     let mut outcome = Ok(());
-    for tag in array.tags() {
-        let result = match Plan::new(gather, granule, queues.range_invalidation(tag.smmu)) {
-            Plan::Unsized => queues.post(tag.smmu, core::iter::once(Command::tlbi_s12_vmall(tag.vmid))),
-            Plan::Ranges(ranges) => {
-                queues.post(tag.smmu, ranges.map(|range| Command::tlbi_s2_ipa(tag.vmid, range)))
-            }
+    for ((smmu, entry), place) in entries.iter().enumerate().zip(&mut tickets) {
+        let (vmid, users) = unpack(entry.load(Ordering::Acquire));
+        if users == 0 {
+            continue;
+        }
+        let result = match Plan::new(gather, granule, queues.range_invalidation(smmu)) {
+            Plan::Unsized => queues.post(smmu, core::iter::once(Command::tlbi_s12_vmall(vmid))),
+            Plan::Ranges(ranges) => queues.post(smmu, ranges.map(|range| Command::tlbi_s2_ipa(vmid, range))),
         };
-        match (result, tickets.get_mut(tag.smmu)) {
-            (Ok(ticket), Some(place)) => {
+        match result {
+            Ok(ticket) => {
                 *place = ticket;
-                posted |= 1 << tag.smmu;
+                posted |= 1 << smmu;
             }
-            (Err(fault), _) => outcome = outcome.and(Err(InvalidationFailed { smmu: tag.smmu, fault })),
-            // `tags` yields SMMUs below MAX_SMMUS only.
-            (Ok(_), None) => {}
+            Err(fault) => outcome = outcome.and(Err(InvalidationFailed { smmu, fault })),
         }
     }
-    while posted != 0 {
-        let smmu = posted.trailing_zeros() as usize;
-        posted &= posted - 1;
-        if let Some(ticket) = tickets.get(smmu)
-            && let Err(fault) = queues.wait(smmu, *ticket)
+    for (smmu, ticket) in tickets.into_iter().enumerate() {
+        if posted >> smmu == 0 {
+            break;
+        }
+        if posted >> smmu & 1 == 1
+            && let Err(fault) = queues.wait(smmu, ticket)
         {
             outcome = outcome.and(Err(InvalidationFailed { smmu, fault }));
         }

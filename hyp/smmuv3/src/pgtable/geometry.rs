@@ -47,8 +47,9 @@ impl Geometry {
     /// A stage-2 table for input addresses (IPAs) of `ia_bits` bits, 32 to 48, and output addresses of
     /// `oa_bits` bits: 32, 36, 40, 42, 44 or 48. `None` for any other number.
     ///
-    /// The walk starts as low as 16 concatenated tables allow, but not below level 2, so that there are
-    /// always blocks and every level-3 table hangs on a descriptor.
+    /// The walk starts at level 1, or at level 2 where one table covers the input; up to 16 tables are concatenated
+    /// only at level 1, where that saves level 0. So there are always blocks, and a
+    /// small root is one granule.
     pub const fn stage2(granule: Granule, ia_bits: u8, oa_bits: u8) -> Option<Self> {
         if ia_bits < 32 || ia_bits > 48 || !matches!(oa_bits, 32 | 36 | 40 | 42 | 44 | 48) {
             return None;
@@ -56,8 +57,12 @@ impl Geometry {
         let stride = granule.log2() - 3;
         let mut start_level = 2;
         let mut start_shift = granule.log2() + stride;
-        while ia_bits > start_shift + stride + CONCATENATION_LOG2 {
-            start_level -= 1;
+        if ia_bits > start_shift + stride {
+            start_level = 1;
+            start_shift += stride;
+        }
+        if ia_bits > start_shift + stride + CONCATENATION_LOG2 {
+            start_level = 0;
             start_shift += stride;
         }
         Some(Self { granule, ia_bits, oa_bits, start_level, start_shift })
@@ -198,8 +203,7 @@ mod tests {
     fn start_levels_follow_the_architecture() {
         // granule, input bits, level, tables, SL0
         let cases = [
-            (Granule::Size4K, 32, 2, 4, 0),
-            (Granule::Size4K, 34, 2, 16, 0),
+            (Granule::Size4K, 32, 1, 1, 1),
             (Granule::Size4K, 35, 1, 1, 1),
             (Granule::Size4K, 39, 1, 1, 1),
             (Granule::Size4K, 40, 1, 2, 1),
@@ -207,13 +211,14 @@ mod tests {
             (Granule::Size4K, 44, 0, 1, 2),
             (Granule::Size4K, 48, 0, 1, 2),
             (Granule::Size16K, 32, 2, 1, 1),
-            (Granule::Size16K, 40, 2, 16, 1),
+            (Granule::Size16K, 36, 2, 1, 1),
+            (Granule::Size16K, 37, 1, 1, 2),
             (Granule::Size16K, 41, 1, 1, 2),
             (Granule::Size16K, 48, 1, 2, 2),
             (Granule::Size64K, 32, 2, 1, 1),
             (Granule::Size64K, 42, 2, 1, 1),
-            (Granule::Size64K, 46, 2, 16, 1),
-            (Granule::Size64K, 47, 1, 1, 2),
+            (Granule::Size64K, 43, 1, 1, 2),
+            (Granule::Size64K, 48, 1, 1, 2),
         ];
         for (granule, ia_bits, level, tables, sl0) in cases {
             let g = Geometry::stage2(granule, ia_bits, 44).unwrap();

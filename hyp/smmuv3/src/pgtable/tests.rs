@@ -271,7 +271,8 @@ fn a_page_out_of_a_gigabyte_and_back() {
     assert!(gather.is_empty() && pages.out.is_empty());
     rig.unmap(&mut pages, GIB + 0x5000, 0x1000, &mut gather).unwrap();
     assert_eq!(pages.out.len(), 2);
-    assert_eq!((gather.first(), gather.last()), (GIB + 0x5000, GIB + 0x5fff));
+    // Not the page alone: a cache may hold pieces of the block that was split.
+    assert_eq!((gather.first(), gather.last()), (GIB, 2 * GIB - 1));
     assert_eq!(gather.leaf_level(), None);
     gather.give_freed(&rig.memory, &mut pages);
     rig.unmap(&mut pages, GIB + 0x7000, 0x1000, &mut gather).unwrap();
@@ -359,7 +360,7 @@ fn a_full_gather_puts_a_join_off() {
         rig.unmap(&mut pages, (block << 21) + 0x3000, 0x1000, &mut gather).unwrap();
         rig.map(&mut pages, (block << 21) + 0x3000, 0x1000, &mut gather).unwrap();
     }
-    let levels = [0, 1, 7, 8, 9].map(|block| rig.pt.lookup(&rig.memory, block << 21).unwrap().level);
+    let levels = [0, 1, 3, 4, 5].map(|block| rig.pt.lookup(&rig.memory, block << 21).unwrap().level);
     assert_eq!(levels, [2, 2, 2, 3, 3]);
     gather.give_freed(&rig.memory, &mut pages);
     // The tables that stayed are whole, and are joined when they are next full.

@@ -278,9 +278,9 @@ impl<M: Memory, B: BreakBlock> Unmapper<'_, M, B> {
         )?;
         self.memory.full_barrier();
         match self.table.blocks {
-            Blocks::InPlace => {
-                self.gather.add_structural(hole.0, hole.1.wrapping_sub(hole.0).wrapping_add(1))
-            }
+            // All of the block: a cache may hold it in pieces, and those outside the hole would survive a later
+            // invalidation that says level 3.
+            Blocks::InPlace => self.gather.add_structural(start, size),
             // With `Never` there is no block; one that somebody else left is treated with care.
             Blocks::BreakBeforeMake | Blocks::Never => {
                 self.memory.write_u64(slot, 0);
