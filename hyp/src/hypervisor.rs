@@ -1,0 +1,392 @@
+//! The hypervisor as one object: what the image builds at boot and calls on every exception.
+//!
+//! Locks, outermost first: `streams`, the attach lock inside `iommu`, `memory`, and then the leaves, of which at most
+//! one is held: a queue's, or the pool's.
+
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use abi::{DomainHandle, Statistic};
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::gather::Gather;
+use smmuv3::pgtable::{Blocks, Granule, PageTable};
+use spin::Mutex;
+
+use crate::devicetree::Machine;
+use crate::esr::HostAbort;
+use crate::gicr::{self, GicrError, Redistributors};
+use crate::iommu::{Iommu, Refused};
+use crate::list::List;
+use crate::memory::pool::{PAGE_LOG2, Pool};
+use crate::memory::{CachesFailed, Context, HeldSet, IoCaches, Layout, LayoutError, Ownership, Progress};
+use crate::platform::Platform;
+use crate::smmu::{self, StartError};
+
+/// The most streams that guests have at once.
+pub(crate) const MAX_GUEST_STREAMS: usize = 64;
+
+/// A stream that is attached to a guest, and what is out of the host's stage 2 for its sake.
+#[derive(Clone, Copy)]
+pub(crate) struct GuestStream {
+    pub(crate) smmu: usize,
+    pub(crate) stream: u32,
+    pub(crate) held: HeldSet,
+}
+
+/// What the image hands over at boot.
+#[derive(Clone, Copy)]
+pub struct Boot<'a> {
+    /// What the device tree says.
+    pub machine: &'a Machine,
+    /// Physical address bits of every CPU (ID_AA64MMFR0_EL1.PARange).
+    pub pa_bits: u8,
+    /// All memory that the hypervisor keeps besides the pool: image, stacks, its device tree.
+    pub image: &'a [PhysRange],
+    /// Memory for tables, queues and the pool: 1 to 4 ranges, multiples of 64 KiB.
+    pub pool: &'a [PhysRange],
+}
+
+/// Why the hypervisor cannot start. One sentence when displayed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootError {
+    /// An SMMU cannot be owned.
+    Smmu(StartError),
+    /// There is none: no device would be kept from anything.
+    NoSmmu,
+    /// The Redistributors cannot be mediated.
+    Gicr(GicrError),
+    /// The host's address space cannot be laid out.
+    Layout(LayoutError),
+}
+
+impl From<StartError> for BootError {
+    fn from(error: StartError) -> Self {
+        Self::Smmu(error)
+    }
+}
+
+impl From<GicrError> for BootError {
+    fn from(error: GicrError) -> Self {
+        Self::Gicr(error)
+    }
+}
+
+impl From<LayoutError> for BootError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(error)
+    }
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Smmu(error) => fmt::Display::fmt(error, f),
+            Self::NoSmmu => f.write_str(
+                "the device tree describes no SMMUv3, so nothing would keep devices from any memory",
+            ),
+            Self::Gicr(error) => fmt::Display::fmt(error, f),
+            Self::Layout(error) => fmt::Display::fmt(error, f),
+        }
+    }
+}
+
+impl core::error::Error for BootError {}
+
+/// What the image does about a stage-2 abort of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortAction {
+    /// The host runs the instruction again: the mapping was only away while a block was split or joined.
+    Retry,
+    /// The access is done: the image goes on after the instruction.
+    Emulated {
+        /// For a load, the general-purpose register (31 is XZR) and what it gets, all 64 bits.
+        register: Option<(u8, u64)>,
+    },
+    /// The host gets a synchronous External abort.
+    Inject,
+}
+
+/// The hypervisor.
+pub struct Hypervisor<P: Platform> {
+    pub(crate) platform: P,
+    machine: Option<Machine>,
+    redistributors: Option<Redistributors>,
+    pub(crate) pool: Pool,
+    pub(crate) iommu: Iommu,
+    pub(crate) memory: Mutex<Ownership>,
+    /// Streams of guests. Held by whoever attaches or detaches a stream or makes or ends a guest.
+    pub(crate) streams: Mutex<List<GuestStream, MAX_GUEST_STREAMS>>,
+    io_granule: Granule,
+    io_blocks: bool,
+    range_invalidation: bool,
+    ending: AtomicBool,
+    injected_aborts: AtomicU64,
+    emulated_accesses: AtomicU64,
+    boot_ticks: AtomicU64,
+}
+
+impl<P: Platform> Hypervisor<P> {
+    /// A hypervisor that owns nothing. It refuses every call until it is started; some 100 KiB, so build it where it stays.
+    pub const fn new(platform: P) -> Self {
+        Self {
+            platform,
+            machine: None,
+            redistributors: None,
+            pool: Pool::new(),
+            iommu: Iommu::new(),
+            memory: Mutex::new(Ownership::new()),
+            streams: Mutex::new(List::new()),
+            io_granule: Granule::Size4K,
+            io_blocks: false,
+            range_invalidation: false,
+            ending: AtomicBool::new(false),
+            injected_aborts: AtomicU64::new(0),
+            emulated_accesses: AtomicU64::new(0),
+            boot_ticks: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes the machine over: from the first step on no device reaches memory that is not its owner's.
+    ///
+    /// First every SMMU aborts everything. Then they are looked at, the host's address space is laid out and its tables
+    /// made, and at last the SMMUs translate, with every stream parked. Called once, on one CPU, before the host
+    /// runs.
+    ///
+    /// # Errors
+    /// [`BootError`]: the host must not be started. SMMUs that were not started abort every transaction.
+    pub fn start(&mut self, boot: Boot<'_>) -> Result<(), BootError> {
+        let Self { platform: p, iommu, pool, .. } = self;
+        let p = &*p;
+        let bases = || boot.machine.smmus.iter().map(|smmu| smmu.registers.start());
+        smmu::abort_all(p, bases())?;
+        if boot.machine.smmus.is_empty() {
+            return Err(BootError::NoSmmu);
+        }
+        let redistributors = Redistributors::find(p, boot.machine)?;
+        let format = iommu.probe(p, bases())?;
+
+        let own = boot.image.iter().chain(boot.pool.iter()).copied();
+        let layout = Layout::new(boot.machine, format.granule, own.chain(redistributors.pages()))?;
+        let frame_words = add_pool(p, pool, boot.pool, layout.frame_table_bytes())?;
+        let memory = self.memory.get_mut();
+        layout.build(memory, p, pool, frame_words, boot.pa_bits, format.oas_bits, format.blocks)?;
+
+        let io = *memory.host_io_table();
+        iommu.start(p, &format, *io.geometry(), &mut PoolPages { p, pool, missing: 0 })?;
+        log::info!(
+            "{} SMMUs share the I/O page table at {}: granule {} KiB, {} bits in, {} bits out, {}",
+            boot.machine.smmus.len(),
+            io.root(),
+            format.granule.bytes() >> 10,
+            io.geometry().ia_bits(),
+            io.geometry().oa_bits(),
+            if format.blocks == Blocks::Never { "pages only" } else { "blocks" }
+        );
+        // A new service has no domains, so it cannot refuse.
+        let _ = iommu.create_domain(DomainHandle::Host, io.root());
+        self.range_invalidation = iommu.set().features().all(|features| features.range_invalidation);
+        self.io_granule = format.granule;
+        self.io_blocks = format.blocks != Blocks::Never;
+        self.redistributors = Some(redistributors);
+        self.machine = Some(boot.machine.clone());
+        Ok(())
+    }
+
+    /// The machine that the hypervisor runs on.
+    pub const fn platform(&self) -> &P {
+        &self.platform
+    }
+
+    /// The host's stage 2, for VTTBR_EL2 and VTCR_EL2. It stays where it is.
+    pub fn host_stage2(&self) -> PageTable {
+        *self.memory.lock().host_stage2()
+    }
+
+    /// Whether the host's stage 2 maps this IPA now. Without meaning once the host runs on, other than for a claim.
+    pub fn host_reaches(&self, ipa: PhysAddr) -> bool {
+        self.memory.lock().host_reaches(&self.platform, ipa)
+    }
+
+    /// What the device tree said, once started.
+    pub(crate) const fn machine(&self) -> Option<&Machine> {
+        self.machine.as_ref()
+    }
+
+    /// Deals with a stage-2 abort of the host. Bounded, and never fails: what cannot be helped is injected.
+    pub fn host_abort(&self, abort: &HostAbort) -> AbortAction {
+        let ipa = abort.ipa();
+        if let (Some(access), Some(redistributors)) = (abort.syndrome.access(), &self.redistributors) {
+            let write = access.write.then(|| access.stored(abort.stored));
+            let request = gicr::Access { size_bytes: access.size_bytes, write };
+            if let Some(read) = redistributors.access(&self.platform, ipa, request) {
+                self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
+                let register = (!access.write).then(|| (access.register, access.loaded(read)));
+                return AbortAction::Emulated { register };
+            }
+        }
+        let fault = abort.syndrome.fault();
+        // Under the lock nobody is between the break and the make.
+        if fault.is_translation() && self.memory.lock().host_reaches(&self.platform, ipa) {
+            return AbortAction::Retry;
+        }
+        if fault.is_tlb_conflict() {
+            let page = PhysAddr(ipa.0 >> PAGE_LOG2 << PAGE_LOG2);
+            if let Some(page) = PhysRange::new(page, 1 << PAGE_LOG2) {
+                self.platform.invalidate_host_stage2(page);
+            }
+            return AbortAction::Retry;
+        }
+        self.injected_aborts.fetch_add(1, Ordering::Relaxed);
+        AbortAction::Inject
+    }
+
+    /// One bounded step of what comes before the machine is reset or turned off: guests' streams are detached and
+    /// their memory, and quarantined memory, is wiped. From the first step on every other call answers `BUSY`. Once it
+    /// has answered [`Progress::Done`] it does so always.
+    pub fn end_step(&self) -> Progress {
+        self.ending.store(true, Ordering::SeqCst);
+        {
+            let mut streams = self.streams.lock();
+            for _ in 0..DETACHES_PER_STEP {
+                let Some(stream) = streams.pop() else { break };
+                // An SMMU that fails is turned off; one that does not even let itself be turned off cannot be helped.
+                let _ = self.iommu.attachments().detach(&self.platform, stream.smmu, stream.stream);
+            }
+            if !streams.is_empty() {
+                return Progress::Again;
+            }
+        }
+        let mut memory = self.memory.lock();
+        memory.begin_end();
+        memory.wipe_step(&self.platform)
+    }
+
+    /// Whether the machine is being reset or turned off.
+    #[inline]
+    pub fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Moves events from the hardware queues to the ring; bounded.
+    pub fn drain_events(&self) {
+        self.iommu.set().drain_events(&self.platform);
+    }
+
+    /// Records the generic timer ticks from EL2's entry on the first CPU to its first exception return to EL1.
+    pub fn set_boot_ticks(&self, ticks: u64) {
+        self.boot_ticks.store(ticks, Ordering::Relaxed);
+    }
+
+    /// A counter.
+    pub fn statistic(&self, statistic: Statistic) -> u64 {
+        match statistic {
+            Statistic::QuarantinedPages => self.memory.lock().quarantined_pages(),
+            Statistic::Commands => self.iommu.counters().commands,
+            Statistic::Syncs => self.iommu.counters().syncs,
+            Statistic::Events => self.iommu.counters().events,
+            Statistic::EventsLost => self.iommu.counters().events_lost,
+            Statistic::GlobalErrors => self.iommu.counters().global_errors,
+            Statistic::DeadSmmus => self.iommu.counters().dead,
+            Statistic::InjectedAborts => self.injected_aborts.load(Ordering::Relaxed),
+            Statistic::BootTicks => self.boot_ticks.load(Ordering::Relaxed),
+            Statistic::TablePages => {
+                // Everything of the pool that is in use is a table or a queue.
+                let state = self.pool.state();
+                state.total.saturating_sub(state.free)
+            }
+            Statistic::EmulatedAccesses => self.emulated_accesses.load(Ordering::Relaxed),
+            Statistic::HostTableBytes => self.memory.lock().host_table_bytes(),
+        }
+    }
+
+    /// Bits of [`abi::features`].
+    pub(crate) const fn features(&self) -> u64 {
+        let mut bits = 0;
+        if self.range_invalidation {
+            bits |= abi::features::RANGE_INVALIDATION;
+        }
+        if self.io_blocks {
+            bits |= abi::features::IO_BLOCKS;
+        }
+        bits
+    }
+
+    pub(crate) const fn caches(&self) -> Caches<'_, P> {
+        Caches { p: &self.platform, iommu: &self.iommu, granule: self.io_granule }
+    }
+
+    /// What a change of ownership needs besides the memory lock.
+    #[inline]
+    pub(crate) const fn context<'a>(&'a self, caches: &'a Caches<'a, P>) -> Context<'a, P, Caches<'a, P>> {
+        Context { platform: &self.platform, pool: &self.pool, caches }
+    }
+}
+
+/// Streams that one step of the machine's end detaches at most.
+const DETACHES_PER_STEP: usize = 4;
+
+/// Adds `ranges` to the pool but for `table_bytes` bytes at the start of the first that is large enough; where
+/// these are.
+fn add_pool<P: Platform>(
+    p: &P,
+    pool: &Pool,
+    ranges: &[PhysRange],
+    table_bytes: u64,
+) -> Result<PhysAddr, LayoutError> {
+    let too_small = LayoutError::PoolTooSmall(table_bytes >> PAGE_LOG2);
+    let mut table = None;
+    for range in ranges {
+        let rest = if table.is_none() && range.size_bytes() > table_bytes {
+            table = Some(range.start());
+            PhysRange::inclusive(range.start().offset(table_bytes), range.last())
+        } else {
+            Some(*range)
+        };
+        if let Some(rest) = rest
+            && !pool.add_boot(p, rest)
+        {
+            return Err(LayoutError::TooManyRanges);
+        }
+    }
+    table.ok_or(too_small)
+}
+
+/// The IOMMU service's view of the pool.
+pub(crate) struct PoolPages<'a, P: Platform> {
+    pub(crate) p: &'a P,
+    pub(crate) pool: &'a Pool,
+    /// Pages that were missing when a run could not be taken.
+    pub(crate) missing: u64,
+}
+
+impl<P: Platform> smmu::Pages for PoolPages<'_, P> {
+    fn take_run(&mut self, order: u8) -> Option<PhysAddr> {
+        match self.pool.take(self.p, order) {
+            Ok(run) => Some(run),
+            Err(error) => {
+                self.missing = error.missing;
+                None
+            }
+        }
+    }
+}
+
+/// The ownership part's view of the IOMMU service.
+pub(crate) struct Caches<'a, P: Platform> {
+    p: &'a P,
+    iommu: &'a Iommu,
+    granule: Granule,
+}
+
+impl<P: Platform> IoCaches for Caches<'_, P> {
+    #[inline]
+    fn forget(&self, domain: DomainHandle, gather: &Gather) -> Result<(), CachesFailed> {
+        self.iommu.invalidate(self.p, domain, gather, self.granule).map_err(|_| CachesFailed)
+    }
+}
+
+impl From<Refused> for crate::memory::Failure {
+    fn from(refused: Refused) -> Self {
+        Self { status: refused.status(), missing_pages: refused.pages() }
+    }
+}

@@ -1,0 +1,311 @@
+//! Invariants: a VMID that stands in no array is in no IOTLB; whoever is refused has changed nothing; a
+//! stream that counts as unattached is parked.
+
+extern crate std;
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::boxed::Box;
+use std::sync::Arc;
+use std::vec;
+use std::vec::Vec;
+
+use abi::{DomainHandle, GuestHandle, Status};
+use smmuv3::address::PhysAddr;
+use smmuv3::command::opcode::{CFGI_STE, SYNC, TLBI_S2_IPA, TLBI_S12_VMALL};
+use smmuv3::pgtable::{Geometry, Granule};
+
+use super::*;
+use crate::smmu::fake::{Action, Fake, FakePages, POOL, offset};
+use crate::smmu::{Condition, abort_all};
+
+const HOST: DomainHandle = DomainHandle::Host;
+const HOST_ROOT: PhysAddr = PhysAddr(0x4000_0000);
+
+fn guest(handle: u64) -> GuestHandle {
+    GuestHandle::from_register(handle).unwrap()
+}
+
+struct Machine {
+    fake: Fake,
+    iommu: Box<Iommu>,
+    pages: FakePages,
+}
+
+impl Machine {
+    /// Three SMMUs that are up, the host's domain, and guests 1 and 2.
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(prepare: impl Fn(&Fake)) -> Self {
+        let fake = Fake::new(3);
+        prepare(&fake);
+        let mut iommu = Box::new(Iommu::new());
+        let mut pages = FakePages::new();
+        abort_all(&fake, fake.bases().into_iter()).unwrap();
+        let format = iommu.probe(&fake, fake.bases().into_iter()).unwrap();
+        let geometry = Geometry::stage2(format.granule, 40, format.oas_bits).unwrap();
+        iommu.start(&fake, &format, geometry, &mut pages).unwrap();
+        iommu.create_domain(HOST, HOST_ROOT).unwrap();
+        for handle in 1..=2 {
+            iommu.create_domain(DomainHandle::Guest(guest(handle)), PhysAddr(0x5000_0000 * handle)).unwrap();
+        }
+        fake.take_actions();
+        Self { fake, iommu, pages }
+    }
+
+    fn attach(&mut self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
+        self.iommu.attachments().attach(&self.fake, smmu, stream, domain, &mut self.pages)
+    }
+
+    fn detach(&self, smmu: usize, stream: u32) -> Result<(), Refused> {
+        self.iommu.attachments().detach(&self.fake, smmu, stream)
+    }
+
+    fn query(&self, smmu: usize, stream: u32) -> StreamState {
+        self.iommu.attachments().query(&self.fake, smmu, stream).unwrap()
+    }
+
+    fn vmids_in_use(&self, smmu: usize) -> u16 {
+        self.iommu.describe(smmu).unwrap().1
+    }
+
+    fn entry(&self, smmu: usize, stream: u32) -> [u64; 8] {
+        // Two-level, as IHI 0070, 3.3.2 says, SPLIT 6.
+        let state = self.fake.0.lock().unwrap();
+        let memory = &state.memory;
+        let base = state.smmus[smmu].get(offset::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
+        let table = memory[&(base + u64::from(stream >> 6) * 8)] & 0x000f_ffff_ffff_ffc0;
+        core::array::from_fn(|word| memory[&(table + u64::from(stream & 63) * 64 + word as u64 * 8)])
+    }
+}
+
+#[test]
+fn attach_and_detach_follow_the_order_of_the_array() {
+    let mut machine = Machine::new();
+    let parked = machine.entry(1, 0x800);
+    machine.attach(1, 0x800, HOST).unwrap();
+    assert_eq!(machine.query(1, 0x800), StreamState::Attached { domain: HOST, vmid: 2 });
+    let entry = machine.entry(1, 0x800);
+    assert_eq!((entry[0] & 0xf, entry[2] & 0xffff, entry[3]), (0b1101, 2, HOST_ROOT.0));
+    let actions = machine.fake.take_actions();
+    // Every STE store is followed by CFGI_STE with Leaf = 0 and a CMD_SYNC before the next step.
+    let commands: Vec<u64> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Command { smmu, command } => {
+                assert_eq!(*smmu, 1);
+                assert!(command[0] as u8 != CFGI_STE || *command == [0x800_0000_0003, 0]);
+                Some(command[0] & 0xff)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(commands, [0x03, 0x46, 0x03, 0x46, 0x03, 0x46]);
+
+    machine.detach(1, 0x800).unwrap();
+    assert_eq!(machine.entry(1, 0x800), parked);
+    let opcodes = machine.fake.take_opcodes(1);
+    assert_eq!(opcodes, [CFGI_STE, SYNC, CFGI_STE, SYNC, CFGI_STE, SYNC, TLBI_S12_VMALL, SYNC]);
+    assert!(machine.iommu.is_idle(HOST));
+    assert_eq!(machine.vmids_in_use(1), 0);
+    assert_eq!(machine.detach(1, 0x800), Err(Refused::WrongState));
+}
+
+#[test]
+fn the_tag_is_in_the_array_whenever_the_ste_is_not_parked() {
+    let Machine { fake, iommu, mut pages } = Machine::new();
+    let iommu: &'static Iommu = Box::leak(iommu);
+    iommu.attachments().attach(&fake, 1, 8, HOST, &mut pages).unwrap();
+    iommu.attachments().detach(&fake, 1, 8).unwrap();
+    // The STE's span has its own table now: of the stores below, those to it are the STE's.
+    let table = pages.next - 4096;
+    let seen = Arc::new(AtomicUsize::new(0));
+    let count = seen.clone();
+    *fake.1.lock().unwrap() = Some(Box::new(move |at| {
+        if (table..table + 4096).contains(&at) {
+            assert!(!iommu.is_idle(HOST), "an STE was stored while its tag was in no array");
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    iommu.attachments().attach(&fake, 1, 8, HOST, &mut pages).unwrap();
+    iommu.attachments().detach(&fake, 1, 8).unwrap();
+    assert!(seen.load(Ordering::Relaxed) >= 8);
+    assert!(iommu.is_idle(HOST));
+}
+
+#[test]
+fn a_tag_is_shared_and_flushed_once_after_its_last_stream() {
+    let mut machine = Machine::new();
+    machine.attach(0, 8, HOST).unwrap();
+    let left = machine.pages.left;
+    machine.attach(0, 16, HOST).unwrap();
+    assert_eq!(machine.pages.left, left, "the span has its table already");
+    machine.attach(2, 16, HOST).unwrap();
+    machine.attach(0, 24, DomainHandle::Guest(guest(2))).unwrap();
+    assert_eq!(machine.vmids_in_use(0), 2);
+    assert_eq!(machine.query(0, 25), StreamState::Unattached);
+    machine.fake.take_actions();
+    machine.detach(0, 8).unwrap();
+    assert!(!machine.fake.take_opcodes(0).contains(&TLBI_S12_VMALL));
+    machine.detach(0, 16).unwrap();
+    assert!(machine.fake.take_opcodes(0).contains(&TLBI_S12_VMALL));
+    assert_eq!((machine.vmids_in_use(0), machine.vmids_in_use(2)), (1, 1));
+    assert!(!machine.iommu.is_idle(HOST));
+    let domain = DomainHandle::Guest(guest(1));
+    machine.attach(0, 8, domain).unwrap();
+    assert_eq!(machine.query(0, 8), StreamState::Attached { domain, vmid: 2 }, "the tag is used again");
+}
+
+#[test]
+fn a_refused_call_changes_nothing() {
+    let mut machine = Machine::new();
+    machine.attach(0, 8, HOST).unwrap();
+    assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Busy));
+    assert_eq!(machine.attach(3, 8, HOST), Err(Refused::UnknownSmmu));
+    assert_eq!(machine.attach(0, 0x1_0000, HOST), Err(Refused::UnknownStream));
+    assert_eq!(machine.attach(0, 9, DomainHandle::Guest(guest(64))), Err(Refused::UnknownDomain));
+    machine.pages.left = 0;
+    machine.fake.take_actions();
+    assert_eq!(machine.attach(0, 0x40, DomainHandle::Guest(guest(1))), Err(Refused::NoMemory { pages: 1 }));
+    assert_eq!(machine.detach(0, 9), Err(Refused::WrongState));
+    assert_eq!(machine.detach(0, 0x4_0000), Err(Refused::UnknownStream));
+    assert_eq!(machine.fake.take_actions(), vec![]);
+    assert_eq!(machine.vmids_in_use(0), 1);
+    assert!(machine.iommu.is_idle(DomainHandle::Guest(guest(1))));
+    assert_eq!(Refused::NoMemory { pages: 1 }.status(), Status::NoMemory);
+}
+
+#[test]
+fn a_domain_ends_only_without_streams() {
+    let mut machine = Machine::new();
+    let domain = DomainHandle::Guest(guest(1));
+    machine.attach(0, 8, domain).unwrap();
+    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::Busy));
+    assert_eq!(machine.iommu.create_domain(domain, PhysAddr(0x1000)), Err(Refused::WrongState));
+    machine.detach(0, 8).unwrap();
+    machine.iommu.destroy_domain(guest(1)).unwrap();
+    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::UnknownDomain));
+    assert_eq!(machine.attach(0, 8, domain), Err(Refused::UnknownDomain));
+}
+
+#[test]
+fn an_attach_whose_command_fails_is_undone_wherever_it_fails() {
+    for failing in [1, 3, 5] {
+        let mut machine = Machine::new();
+        let parked = machine.entry(0, 8);
+        machine.fake.fail_commands(0, &[failing]);
+        assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
+        assert_eq!(machine.entry(0, 8), parked);
+        assert_eq!((machine.vmids_in_use(0), machine.query(0, 8)), (0, StreamState::Unattached));
+        assert!(machine.iommu.is_idle(HOST));
+        machine.attach(0, 8, HOST).unwrap();
+    }
+}
+
+#[test]
+fn an_attach_that_kills_the_smmu_is_undone_as_well() {
+    // The second command that fails belongs to the undoing.
+    for second in [4, 7, 10, 11] {
+        let mut machine = Machine::new();
+        machine.fake.fail_commands(0, &[1, second]);
+        assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
+        assert_eq!((machine.vmids_in_use(0), machine.query(0, 8)), (0, StreamState::Unattached));
+        assert!(machine.iommu.is_idle(HOST));
+    }
+    let mut machine = Machine::new();
+    machine.fake.with(0, |smmu| {
+        smmu.behaviour.hung = true;
+        smmu.behaviour.deaf = true;
+    });
+    assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
+    assert_eq!(machine.query(0, 8), StreamState::Unattached);
+    assert!(!machine.iommu.is_idle(HOST), "the tag of a lost SMMU is never free again");
+}
+
+#[test]
+fn a_detach_whose_command_fails_leaves_the_stream_attached() {
+    // The three steps of the STE, then the flush.
+    for failing in [1, 3, 5, 7] {
+        let mut machine = Machine::new();
+        machine.attach(0, 8, HOST).unwrap();
+        let attached = machine.entry(0, 8);
+        machine.fake.fail_commands(0, &[failing]);
+        assert_eq!(machine.detach(0, 8), Err(Refused::Hardware));
+        assert_eq!(machine.entry(0, 8), attached);
+        assert_eq!(machine.query(0, 8), StreamState::Attached { domain: HOST, vmid: 2 });
+        assert!(!machine.iommu.is_idle(HOST));
+        machine.detach(0, 8).unwrap();
+        assert!(machine.iommu.is_idle(HOST));
+    }
+}
+
+#[test]
+fn a_dead_smmu_lets_go_of_its_streams_and_takes_no_new_ones() {
+    let mut machine = Machine::new();
+    machine.attach(0, 8, HOST).unwrap();
+    machine.attach(1, 8, HOST).unwrap();
+    machine.fake.with(0, |smmu| smmu.behaviour.hung = true);
+    let mut gather = Gather::new();
+    gather.add_leaf(0x4020_0000, 0x1000, 3);
+    machine.fake.take_actions();
+    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST, &gather, Granule::Size4K), Err(Fault));
+    assert_eq!(machine.fake.take_opcodes(1), [TLBI_S2_IPA, SYNC], "the others are invalidated all the same");
+    assert_eq!(machine.iommu.describe(0).unwrap().0.condition, Condition::Dead);
+    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST, &gather, Granule::Size4K), Ok(()));
+    assert_eq!(machine.attach(0, 9, HOST), Err(Refused::Hardware));
+    machine.detach(0, 8).unwrap();
+    assert_eq!(machine.query(0, 8), StreamState::Unattached);
+}
+
+#[test]
+fn a_lost_smmu_keeps_its_tags() {
+    let mut machine = Machine::new();
+    let domain = DomainHandle::Guest(guest(1));
+    machine.attach(0, 8, domain).unwrap();
+    machine.fake.with(0, |smmu| {
+        smmu.behaviour.hung = true;
+        smmu.behaviour.deaf = true;
+    });
+    for _ in 0..2 {
+        assert_eq!(machine.detach(0, 8), Err(Refused::Hardware));
+        assert_eq!(machine.query(0, 8), StreamState::Attached { domain, vmid: 2 });
+    }
+    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::Busy));
+}
+
+#[test]
+fn a_guests_events_are_counted_and_not_shown() {
+    let mut machine = Machine::new();
+    let fault = |stream: u64| [stream << 32 | 0x10, 1 << 39, 0x4000 + stream, 0x4000];
+    let shown = |machine: &Machine| -> Vec<u64> {
+        core::iter::from_fn(|| machine.iommu.read_event(&machine.fake))
+            .map(|(event, _)| event.source >> 8 & 0xffff_ffff)
+            .collect()
+    };
+    machine.attach(0, 9, HOST).unwrap();
+    machine.fake.raise_event(0, fault(8));
+    machine.attach(0, 8, DomainHandle::Guest(guest(1))).unwrap();
+    for stream in [8, 9, 10, 8] {
+        machine.fake.raise_event(0, fault(stream));
+    }
+    assert_eq!(shown(&machine), [8, 9, 10], "the first is from before the stream was the guest's");
+    machine.fake.raise_event(0, fault(8));
+    machine.detach(0, 8).unwrap();
+    assert_eq!(shown(&machine), []);
+    machine.fake.raise_event(0, fault(8));
+    assert_eq!(shown(&machine), [8]);
+    assert_eq!(machine.iommu.counters().events, 7);
+}
+
+#[test]
+fn a_linear_table_works_as_well() {
+    let mut machine = Machine::with(|fake| fake.with(0, |smmu| smmu.set(0x04, 0x0273_0005)));
+    let left = machine.pages.left;
+    machine.attach(0, 31, HOST).unwrap();
+    assert_eq!(machine.pages.left, left);
+    assert_eq!(machine.attach(0, 32, HOST), Err(Refused::UnknownStream));
+    assert_eq!(machine.query(0, 30), StreamState::Unattached);
+    machine.detach(0, 31).unwrap();
+    assert!(machine.pages.next > POOL);
+}

@@ -1,0 +1,265 @@
+//! Who owns each unit of RAM: two bytes a unit, in pages of the pool.
+
+use abi::{GuestHandle, Recipient};
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::memory::Memory;
+
+use crate::list::List;
+
+/// Who a unit of RAM belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The host.
+    Host,
+    /// A guest.
+    Guest(GuestHandle),
+    /// The hypervisor: image, tables, queues, pool.
+    Hypervisor,
+    /// Nobody: hardware failed while the unit changed owner, and it is not known who can still reach it.
+    Nobody,
+}
+
+/// What the table says of one unit. Bits 7:0 say who owns it and bits 15:8 with whom the host shares it, both as
+/// 0 (host or not shared), 1 to 64 (a guest), [`Self::HYPERVISOR_CODE`] or [`Self::NOBODY_CODE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageState(u16);
+
+impl PageState {
+    const HYPERVISOR_CODE: u16 = 0x80;
+    const NOBODY_CODE: u16 = 0x81;
+
+    /// The host's, and not shared.
+    pub const HOST: Self = Self(0);
+    /// The hypervisor's.
+    pub const HYPERVISOR: Self = Self(Self::HYPERVISOR_CODE);
+    /// Quarantined.
+    pub const NOBODY: Self = Self(Self::NOBODY_CODE);
+
+    /// A guest's.
+    #[inline]
+    pub const fn guest(guest: GuestHandle) -> Self {
+        Self(guest.to_register() as u16)
+    }
+
+    /// The host's, and shared with `recipient`.
+    #[inline]
+    pub const fn shared(recipient: Recipient) -> Self {
+        Self(match recipient {
+            Recipient::Hypervisor => Self::HYPERVISOR_CODE << 8,
+            Recipient::Guest(guest) => (guest.to_register() as u16) << 8,
+        })
+    }
+
+    /// Who owns the unit.
+    pub fn owner(self) -> Owner {
+        match self.0 & 0xff {
+            0 => Owner::Host,
+            Self::HYPERVISOR_CODE => Owner::Hypervisor,
+            code => GuestHandle::from_register(u64::from(code)).map_or(Owner::Nobody, Owner::Guest),
+        }
+    }
+
+    /// With whom the host shares the unit.
+    pub fn sharer(self) -> Option<Recipient> {
+        match self.0 >> 8 {
+            0 => None,
+            code => Some(
+                GuestHandle::from_register(u64::from(code)).map_or(Recipient::Hypervisor, Recipient::Guest),
+            ),
+        }
+    }
+
+    /// Four times this state: what a 64-bit word of the table holds when all of its units are alike.
+    #[inline]
+    const fn word(self) -> u64 {
+        self.0 as u64 * 0x0001_0001_0001_0001
+    }
+}
+
+/// Units that lie one after the other in one bank of RAM: a range that has been checked against the table.
+///
+/// It is only a place; what state the units are in is for [`FrameTable`] to say.
+#[derive(Clone, Copy, Debug)]
+pub struct FrameRun {
+    range: PhysRange,
+    words: PhysAddr,
+    first: u64,
+    units: u64,
+}
+
+impl FrameRun {
+    /// The physical addresses of the run.
+    #[inline]
+    pub const fn range(&self) -> PhysRange {
+        self.range
+    }
+
+    /// How many units the run has.
+    #[inline]
+    pub const fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// Calls `visit` with the address of each word that holds a unit of the run and a mask of the run's units in it,
+    /// until it answers `false`; whether it never did.
+    #[inline]
+    fn words(&self, mut visit: impl FnMut(PhysAddr, u64) -> bool) -> bool {
+        let end = self.first + self.units;
+        let mut unit = self.first;
+        while unit < end {
+            let lane = unit % UNITS_PER_WORD;
+            let lanes = (UNITS_PER_WORD - lane).min(end - unit);
+            let mask = (u64::MAX >> (64 - 16 * lanes)) << (16 * lane);
+            if !visit(self.words.offset(unit / UNITS_PER_WORD * 8), mask) {
+                return false;
+            }
+            unit += lanes;
+        }
+        true
+    }
+}
+
+const UNITS_PER_WORD: u64 = 4;
+const UNIT_BYTES_IN_TABLE: u64 = 2;
+
+/// The most banks of RAM that are told apart; banks that touch count as one.
+pub const MAX_BANKS: usize = 8;
+
+#[derive(Clone, Copy, Debug)]
+struct Bank {
+    range: PhysRange,
+    words: PhysAddr,
+}
+
+/// The table. Its words lie in memory of the hypervisor and are reached through [`Memory`]; whoever uses it holds
+/// the memory lock.
+pub struct FrameTable {
+    unit_log2: u8,
+    banks: List<Bank, MAX_BANKS>,
+}
+
+impl FrameTable {
+    /// A table with no RAM, for units of `1 << unit_log2` bytes.
+    pub const fn new(unit_log2: u8) -> Self {
+        Self { unit_log2, banks: List::new() }
+    }
+
+    /// Ownership unit in bytes.
+    #[inline]
+    pub const fn unit_bytes(&self) -> u64 {
+        1 << self.unit_log2
+    }
+
+    /// Bytes of table that a bank of RAM needs.
+    pub const fn table_bytes(&self, bank: PhysRange) -> u64 {
+        ((bank.size_bytes() >> self.unit_log2) * UNIT_BYTES_IN_TABLE).next_multiple_of(8)
+    }
+
+    /// Adds a bank of RAM, aligned to the unit, whose table of [`Self::table_bytes`] lies at `words` and is
+    /// filled with zeros: all of it is the host's. `false`, and nothing is changed, when there are [`MAX_BANKS`]
+    /// already or the bank is not aligned.
+    pub fn add_bank(&mut self, bank: PhysRange, words: PhysAddr) -> bool {
+        bank.is_aligned(self.unit_bytes()) && self.banks.push(Bank { range: bank, words }).is_ok()
+    }
+
+    /// The run of units that `range` is made of; `None` when it is not within one bank of RAM. The caller has
+    /// checked that it is aligned.
+    #[inline]
+    pub fn run(&self, range: PhysRange) -> Option<FrameRun> {
+        let bank = self.banks.iter().find(|bank| bank.range.encloses(range))?;
+        Some(FrameRun {
+            range,
+            words: bank.words,
+            first: (range.start().0 - bank.range.start().0) >> self.unit_log2,
+            units: range.size_bytes() >> self.unit_log2,
+        })
+    }
+
+    /// Whether every unit of the run is in this state.
+    #[inline]
+    pub fn all(&self, memory: &impl Memory, run: &FrameRun, state: PageState) -> bool {
+        let wanted = state.word();
+        run.words(|word, mask| (memory.read_u64(word) ^ wanted) & mask == 0)
+    }
+
+    /// Puts every unit of the run in this state.
+    #[inline]
+    pub fn fill(&mut self, memory: &impl Memory, run: &FrameRun, state: PageState) {
+        let wanted = state.word();
+        run.words(|word, mask| {
+            let old = if mask == u64::MAX { 0 } else { memory.read_u64(word) & !mask };
+            memory.write_u64(word, old | wanted & mask);
+            true
+        });
+    }
+
+    /// The state of the unit that this address is in; `None` when it is not RAM.
+    pub fn state(&self, memory: &impl Memory, address: PhysAddr) -> Option<PageState> {
+        let bank = self.banks.iter().find(|bank| bank.range.contains(address))?;
+        let unit = (address.0 - bank.range.start().0) >> self.unit_log2;
+        let word = memory.read_u64(bank.words.offset(unit / UNITS_PER_WORD * 8));
+        Some(PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16))
+    }
+
+    /// Whether a byte of `range` is in a bank of RAM.
+    pub fn overlaps_ram(&self, range: PhysRange) -> bool {
+        self.banks.iter().any(|bank| bank.range.overlaps(range))
+    }
+
+    /// Looks for the next unit, from `from` on, that a guest or nobody owns, through at most `words` words of table.
+    pub fn next_to_wipe(&self, memory: &impl Memory, from: Position, mut words: u64) -> Search {
+        let Position { mut bank, mut unit } = from;
+        while let Some(here) = self.banks.get(bank) {
+            let units = here.range.size_bytes() >> self.unit_log2;
+            while unit < units {
+                if words == 0 {
+                    return Search::Unfinished(Position { bank, unit });
+                }
+                words -= 1;
+                let word = memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8));
+                let next_word = (unit / UNITS_PER_WORD + 1) * UNITS_PER_WORD;
+                // All four are the host's and unshared, by far the most frequent word.
+                if word == 0 {
+                    unit = next_word;
+                    continue;
+                }
+                while unit < next_word.min(units) {
+                    let state = PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16);
+                    let place = here.range.start().offset(unit << self.unit_log2);
+                    unit += 1;
+                    if let (Owner::Guest(_) | Owner::Nobody, Some(range)) =
+                        (state.owner(), PhysRange::new(place, self.unit_bytes()))
+                    {
+                        return Search::Found(range, Position { bank, unit });
+                    }
+                }
+            }
+            bank += 1;
+            unit = 0;
+        }
+        Search::End
+    }
+}
+
+/// A place in the table for [`FrameTable::next_to_wipe`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    bank: usize,
+    unit: u64,
+}
+
+impl Position {
+    /// The beginning of the table.
+    pub const START: Self = Self { bank: 0, unit: 0 };
+}
+
+/// What [`FrameTable::next_to_wipe`] came upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// A unit, and where to go on.
+    Found(PhysRange, Position),
+    /// Nothing yet; where to go on.
+    Unfinished(Position),
+    /// There is none.
+    End,
+}

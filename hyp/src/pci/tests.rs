@@ -1,0 +1,516 @@
+//! Invariants: a bridge's bus numbers are read only after its page is held, and a function's BARs change only
+//! after its page is held and its decoding is off; every register is afterwards as it was; whatever bridges
+//! and devices answer, the walk ends with an answer, and a function is given only if no other can have its
+//! Requester ID.
+
+extern crate std;
+
+use super::config::COMMAND_BUS_MASTER;
+use super::*;
+use crate::devicetree::{PcieWindow, SmmuNode};
+use crate::platform::Heap;
+use proptest::prelude::*;
+use smmuv3::address::PhysAddr;
+use smmuv3::memory::Memory;
+use std::boxed::Box;
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard};
+use std::vec;
+use std::vec::Vec;
+
+const ECAM: u64 = 0x40_1000_0000;
+const BUS: u16 = 0x18;
+const EXPRESS_AT: u16 = 0x40;
+
+/// One function and, if it is a bridge, what is behind it.
+#[derive(Clone, Debug)]
+struct Device {
+    devfn: u8,
+    words: Box<[u32; 64]>,
+    /// Bits that a write changes.
+    writable: Box<[u32; 64]>,
+    behind: Vec<Device>,
+    /// What the bus number of the last configuration write was.
+    captured: Option<u8>,
+}
+
+impl Device {
+    fn new(devfn: u8) -> Self {
+        let (mut words, mut writable) = (Box::new([0; 64]), Box::new([0; 64]));
+        words[0] = 0x1234_5678;
+        // Capabilities List, and bits of Status that a write of ones would clear.
+        words[1] = 0xf010_0007;
+        writable[1] = 0x0000_0547;
+        words[0x34 / 4] = u32::from(EXPRESS_AT);
+        words[usize::from(EXPRESS_AT) / 4] = 0x0002_0010;
+        Self { devfn, words, writable, behind: Vec::new(), captured: None }
+    }
+
+    fn bridge(device: u8, secondary: u8, subordinate: u8, behind: Vec<Device>) -> Self {
+        let mut bridge = Self::new(device << 3);
+        bridge.words[3] = 0x0001_0000;
+        bridge.words[usize::from(EXPRESS_AT) / 4] = 0x0042_0010;
+        bridge.words[usize::from(BUS) / 4] = u32::from_le_bytes([0, secondary, subordinate, 0]);
+        bridge.behind = behind;
+        bridge
+    }
+
+    fn bar(mut self, at: u16, value: u32, writable: u32) -> Self {
+        self.words[usize::from(at) / 4] = value;
+        self.writable[usize::from(at) / 4] = writable;
+        self
+    }
+
+    fn word(mut self, at: u16, value: u32) -> Self {
+        self.words[usize::from(at) / 4] = value;
+        self
+    }
+
+    fn multi_function(mut self) -> Self {
+        self.words[3] |= 0x0080_0000;
+        self
+    }
+}
+
+struct State {
+    root: Vec<Device>,
+    held: BTreeSet<u64>,
+    accesses: u32,
+    /// Registers that were read before their page was held, though the host can change them.
+    early: Vec<u16>,
+}
+
+struct Fake(Mutex<State>);
+
+impl Fake {
+    fn new(root: Vec<Device>) -> Self {
+        Self(Mutex::new(State { root, held: BTreeSet::new(), accesses: 0, early: Vec::new() }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+/// Routes a configuration request as bridges do: the first that has the bus in its range gets it.
+fn route(on: &mut [Device], number: u8, bus: u8, devfn: u8) -> Option<&mut Device> {
+    if number == bus {
+        return on.iter_mut().find(|device| device.devfn == devfn);
+    }
+    for device in on {
+        let [_, secondary, subordinate, _] = device.words[usize::from(BUS) / 4].to_le_bytes();
+        if device.words[3] >> 16 & 0x7f == 1 && secondary != 0 && (secondary..=subordinate).contains(&bus) {
+            return route(&mut device.behind, secondary, bus, devfn);
+        }
+    }
+    None
+}
+
+impl Memory for Fake {
+    fn read_u64(&self, _: PhysAddr) -> u64 {
+        unreachable!()
+    }
+    fn write_u64(&self, _: PhysAddr, _: u64) {
+        unreachable!()
+    }
+    fn full_barrier(&self) {}
+}
+
+impl Platform for Fake {
+    fn read_register_u32(&self, address: PhysAddr) -> u32 {
+        let mut state = self.state();
+        state.accesses += 1;
+        let offset = address.0 - ECAM;
+        let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
+        let held = state.held.contains(&(address.0 & !0xfff));
+        let Some(device) = route(&mut state.root, 0, bus, devfn) else { return u32::MAX };
+        let word = device.words[usize::from(at) / 4];
+        if ![0, 0xc].contains(&at) && !held {
+            state.early.push(at);
+        }
+        word
+    }
+
+    fn write_register_u32(&self, address: PhysAddr, value: u32) {
+        let mut state = self.state();
+        state.accesses += 1;
+        let offset = address.0 - ECAM;
+        let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
+        let held = state.held.contains(&(address.0 & !0xfff));
+        let Some(device) = route(&mut state.root, 0, bus, devfn) else { return };
+        device.captured = Some(bus);
+        let index = usize::from(at) / 4;
+        if index == 1 {
+            device.words[1] &= !(value & 0xf900_0000);
+        }
+        device.words[index] = device.words[index] & !device.writable[index] | value & device.writable[index];
+        let is_bar = (0x10..0x34).contains(&at);
+        assert!(!is_bar || (held && device.words[1] & 0b11 == 0), "BAR {at:#x} written while live");
+        assert!(at == 0 || held, "{at:#x} written while the host can write it too");
+    }
+
+    fn wipe(&self, _: PhysRange) {}
+    fn read_register_u64(&self, _: PhysAddr) -> u64 {
+        unreachable!()
+    }
+    fn write_register_u64(&self, _: PhysAddr, _: u64) {
+        unreachable!()
+    }
+    fn invalidate_host_stage2(&self, _: PhysRange) {}
+    fn now_ns(&self) -> u64 {
+        0
+    }
+    fn relax(&self) {}
+    fn heap_add(&self, _: Heap, _: PhysRange) {}
+    fn heap_take(&self, _: Heap, _: u8) -> Option<PhysAddr> {
+        None
+    }
+    fn heap_give(&self, _: Heap, _: PhysAddr, _: u8) {}
+}
+
+fn range(start: u64, size_bytes: u64) -> PhysRange {
+    PhysRange::new(PhysAddr(start), size_bytes).unwrap()
+}
+
+fn list<T: Copy, const N: usize>(items: impl IntoIterator<Item = T>) -> List<T, N> {
+    let mut list = List::new();
+    items.into_iter().for_each(|item| list.push(item).unwrap());
+    list
+}
+
+/// One root bus with buses 0 to 15; SMMU 1 has phandle 9, and StreamIDs that are Requester IDs + 0x1_0000.
+fn machine() -> Machine {
+    let node = PcieNode {
+        ecam: range(ECAM, 16 << 20),
+        first_bus: 0,
+        last_bus: 15,
+        domain: 0,
+        windows: list([
+            PcieWindow { cpu: range(0x3eff_0000, 0x1_0000), bus_address: 0, io: true },
+            PcieWindow { cpu: range(0x1000_0000, 0x1000_0000), bus_address: 0x1000_0000, io: false },
+            PcieWindow { cpu: range(0x90_0000_0000, 0x1_0000_0000), bus_address: 0x80_0000_0000, io: false },
+        ]),
+        iommu_map: list([IommuMap { rid_base: 0, phandle: 9, stream_base: 0x1_0000, length: 0x1000 }]),
+        iommu_map_mask: 0xffff,
+    };
+    Machine {
+        memory: List::new(),
+        reserved: List::new(),
+        uart: None,
+        gicd: range(0, 1),
+        redistributors: List::new(),
+        its: List::new(),
+        doorbells: List::new(),
+        smmus: list([8, 9].map(|phandle| SmmuNode { registers: range(0, 1), phandle })),
+        fw_cfg: List::new(),
+        virtio_mmio: List::new(),
+        pcie: list([node]),
+        cpus: List::new(),
+        kernel: None,
+        ramdisk: None,
+        psci_smc: true,
+    }
+}
+
+fn page(rid: u64) -> PhysRange {
+    range(ECAM + (rid << 12), 0x1000)
+}
+
+/// Holds a function and checks what holds whatever the outcome.
+fn hold(fake: &Fake, rid: u16) -> Result<Vec<PhysRange>, HoldError<()>> {
+    let before = fake.state().root.clone();
+    let mut held = vec![];
+    let result = hold_function(fake, &machine(), Function { node: 0, rid }, &mut |range: PhysRange| {
+        assert!(range.is_aligned(0x1000));
+        fake.state().held.insert(range.start().0);
+        held.push(range);
+        Ok(())
+    });
+    let state = fake.state();
+    assert!(state.early.is_empty(), "read before held: {:x?}", state.early);
+    assert!(state.accesses < MAX_READS + 64 && held.len() <= 40, "{} {}", state.accesses, held.len());
+    fn same(before: &[Device], after: &[Device]) -> bool {
+        before.iter().zip(after).all(|(a, b)| a.words == b.words && same(&a.behind, &b.behind))
+    }
+    assert!(same(&before, &state.root), "a register has changed");
+    result.map(|()| held)
+}
+
+fn pci_error(root: Vec<Device>, rid: u16) -> PciError {
+    match hold(&Fake::new(root), rid) {
+        Err(HoldError::Pci(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Two root ports; a switch with two ports behind the first; an endpoint with every kind of BAR behind the
+/// switch.
+fn tree() -> Vec<Device> {
+    let endpoint = Device::new(0)
+        .bar(0x10, 0x1000_0000, 0xffff_f000)
+        .bar(0x14, 0x0000_0021, 0xffff_ffe0)
+        .bar(0x18, 0x0010_000c, 0xfff0_0000)
+        .bar(0x1c, 0x80, 0xffff_ffff)
+        .bar(0x20, 0x2000_0000, 0xffff_ff00)
+        .bar(0x30, 0x1234_0001, 0xfffe_0001);
+    let ports = vec![Device::bridge(0, 3, 3, vec![endpoint]), Device::bridge(1, 4, 4, vec![Device::new(0)])];
+    let upstream = Device::bridge(0, 2, 4, ports);
+    vec![
+        Device::new(0),
+        Device::bridge(1, 1, 5, vec![upstream]).multi_function(),
+        Device { devfn: 1 << 3 | 3, ..Device::bridge(0, 6, 7, vec![Device::new(0)]) },
+    ]
+}
+
+#[test]
+fn bridges_function_and_bars_are_held() {
+    let fake = Fake::new(tree());
+    let held = hold(&fake, 0x300).unwrap();
+    let expected = [
+        page(0x08),
+        page(0x0b),
+        page(0x100),
+        page(0x200),
+        page(0x208),
+        page(0x300),
+        range(0x1000_0000, 0x1000),
+        range(0x3eff_0000, 0x1000),
+        range(0x90_0010_0000, 0x10_0000),
+        range(0x1234_0000, 0x2_0000),
+    ];
+    // The BAR at 0x2000_0000 is in no window.
+    assert_eq!(held, expected);
+}
+
+#[test]
+fn functions_send_with_the_number_of_the_bus_they_are_on() {
+    let fake = Fake::new(tree());
+    hold(&fake, 0x400).unwrap();
+    let state = fake.state();
+    let upstream = &state.root[1].behind[0];
+    assert_eq!((upstream.captured, state.root[2].behind[0].captured), (Some(1), Some(6)));
+    assert_eq!(
+        (upstream.behind[0].behind[0].captured, upstream.behind[1].behind[0].captured),
+        (Some(3), Some(4))
+    );
+}
+
+#[test]
+fn a_function_must_be_there_and_be_an_endpoint() {
+    for rid in [0x301, 0x308, 0x500, 0x0b, 0x200, 0x1000, 0xffff] {
+        assert_eq!(pci_error(tree(), rid), PciError::NotFound, "{rid:#x}");
+    }
+    // A virtual function's Vendor ID reads as ones.
+    let mut with_virtual = tree();
+    with_virtual.push(Device::new(0x10).word(0, 0x1234_ffff));
+    assert_eq!(pci_error(with_virtual, 0x10), PciError::NotFound);
+}
+
+#[test]
+fn bus_numbers_that_form_no_tree_are_refused() {
+    let check = |root: Vec<Device>, expected| assert_eq!(pci_error(root, 0), expected);
+    let alone =
+        |secondary, subordinate| vec![Device::new(0), Device::bridge(1, secondary, subordinate, vec![])];
+    check(alone(3, 2), PciError::BusNumbers(8));
+    check(alone(3, 16), PciError::BusNumbers(8));
+    check(alone(200, 255), PciError::BusNumbers(8));
+    let two = |a: (u8, u8), b: (u8, u8)| {
+        let port = |device, (s, e)| Device::bridge(device, s, e, vec![Device::new(0)]);
+        vec![Device::new(0), port(1, a), port(2, b)]
+    };
+    check(two((1, 3), (3, 4)), PciError::BusNumbers(0x10));
+    check(two((1, 3), (2, 2)), PciError::BusNumbers(0x10));
+    check(two((2, 2), (1, 3)), PciError::BusNumbers(0x10));
+    check(two((1, 1), (1, 1)), PciError::BusNumbers(0x10));
+    // A bridge that leads back to its own bus, to the root bus, or beyond what its parent has.
+    for (secondary, subordinate) in [(1, 2), (1, 1), (2, 9), (9, 9)] {
+        let inner = Device::bridge(0, secondary, subordinate, vec![Device::new(0)]);
+        check(vec![Device::new(0), Device::bridge(1, 1, 2, vec![inner])], PciError::BusNumbers(0x100));
+    }
+}
+
+#[test]
+fn a_bridge_without_numbers_is_harmless_only_if_nothing_behind_it_can_be_the_function() {
+    let mut root = vec![Device::new(0), Device::bridge(1, 1, 1, vec![Device::new(0)])];
+    root.push(Device::bridge(2, 0, 0, vec![Device::new(0)]));
+    assert_eq!(pci_error(root.clone(), 0x100), PciError::Unnumbered(0x10));
+    root[2].words[1] &= !COMMAND_BUS_MASTER;
+    assert_eq!(pci_error(root.clone(), 0), PciError::Unnumbered(0x10));
+    assert!(hold(&Fake::new(root), 0x100).is_ok());
+}
+
+#[test]
+fn behind_a_conventional_bridge_functions_share_a_requester_id() {
+    let conventional = |above: bool| {
+        let bridge = Device::bridge(1, 1, 1, vec![Device::new(0)]).word(EXPRESS_AT, 0x0072_0010);
+        let other = Device::bridge(2, 2, 2, vec![Device::new(0)]);
+        (vec![bridge, other], if above { 0x100 } else { 0x200 })
+    };
+    let (root, rid) = conventional(true);
+    assert_eq!(pci_error(root, rid), PciError::Conventional(8));
+    let (root, rid) = conventional(false);
+    assert!(hold(&Fake::new(root), rid).is_ok());
+    let without_capabilities = vec![Device::bridge(1, 1, 1, vec![Device::new(0)]).word(4, 0x0000_0007)];
+    assert_eq!(pci_error(without_capabilities, 0x100), PciError::Conventional(8));
+}
+
+#[test]
+fn memory_that_no_bar_shows_is_refused() {
+    let root = vec![Device::new(0).word(EXPRESS_AT, 0x0000_0014)];
+    assert_eq!(pci_error(root, 0), PciError::EnhancedAllocation);
+    // A list of capabilities that loops ends.
+    let root = vec![Device::new(0).word(EXPRESS_AT, 0x0000_4005)];
+    assert!(hold(&Fake::new(root), 0).is_ok());
+}
+
+#[test]
+fn the_walk_is_bounded() {
+    // 40 bridges on the root bus.
+    let bridges = (0..32).flat_map(|device| {
+        (0..2).map(move |function| {
+            let mut bridge = Device::bridge(device, 0, 0, vec![]).multi_function().word(4, 0);
+            bridge.devfn |= function;
+            bridge
+        })
+    });
+    assert_eq!(pci_error(bridges.collect(), 0x100), PciError::TooMany);
+    // Every function of every bus answers.
+    let full = |devices: Vec<Device>| {
+        let taken: Vec<u8> = devices.iter().map(|device| device.devfn).collect();
+        let others = (0..=255)
+            .filter(move |devfn| !taken.contains(devfn))
+            .map(|devfn| Device::new(devfn).multi_function());
+        devices.into_iter().chain(others).collect::<Vec<_>>()
+    };
+    let root = (1..15).rev().fold(full(vec![]), |behind, bus| {
+        full(vec![Device::bridge(0, bus + 1, 15, behind).multi_function()])
+    });
+    let mut root = vec![Device::bridge(0, 1, 15, root)];
+    root.truncate(1);
+    let error = pci_error(root, 0xf00);
+    assert_eq!(error, PciError::TooMany);
+}
+
+#[test]
+fn a_refused_hold_ends_the_walk() {
+    for allowed in 0..10 {
+        let fake = Fake::new(tree());
+        let mut count = 0;
+        let result =
+            hold_function(&fake, &machine(), Function { node: 0, rid: 0x300 }, &mut |range: PhysRange| {
+                fake.state().held.insert(range.start().0);
+                count += 1;
+                if count > allowed { Err(count) } else { Ok(()) }
+            });
+        assert_eq!(result, Err(HoldError::Hold(allowed + 1)));
+    }
+}
+
+#[test]
+fn streams_are_found_through_the_map() {
+    let mut machine = machine();
+    assert_eq!(find_function(&machine, 1, 0x1_0300), Ok(Function { node: 0, rid: 0x300 }));
+    for (smmu, stream) in [(0, 0x1_0300), (1, 0x300), (1, 0x1_1000), (1, u32::MAX), (2, 0x1_0300)] {
+        assert_eq!(find_function(&machine, smmu, stream), Err(PciError::NotFound), "{smmu} {stream:#x}");
+    }
+    machine.pcie.get_mut(0).unwrap().last_bus = 2;
+    assert_eq!(find_function(&machine, 1, 0x1_0300), Err(PciError::NotFound));
+    machine.pcie.get_mut(0).unwrap().last_bus = 15;
+    let again = *machine.pcie.get(0).unwrap();
+    machine.pcie.push(again).unwrap();
+    assert_eq!(find_function(&machine, 1, 0x1_0300), Err(PciError::Ambiguous));
+    machine.pcie.pop();
+    machine.pcie.get_mut(0).unwrap().iommu_map_mask = 0xff00;
+    assert_eq!(find_function(&machine, 1, 0x1_0300), Err(PciError::Ambiguous));
+}
+
+fn any_device(depth: u32) -> BoxedStrategy<Device> {
+    let words = proptest::collection::vec((0..64_usize, any::<u32>(), any::<u32>()), 0..6);
+    let endpoint = (prop_oneof![Just(0_u8), 0..12_u8], words).prop_map(|(devfn, words)| {
+        let mut device = Device::new(devfn);
+        for (at, value, writable) in words.into_iter().filter(|(at, ..)| ![1, 3, 6].contains(at)) {
+            device.words[at] = value;
+            device.writable[at] = writable;
+        }
+        device
+    });
+    if depth == 0 {
+        return endpoint.boxed();
+    }
+    let behind = proptest::collection::vec(any_device(depth - 1), 0..4);
+    let bridge = (0..5_u8, behind, any::<bool>()).prop_map(|(device, behind, multi)| {
+        let bridge = Device::bridge(device, 0, 0, behind);
+        if multi { bridge.multi_function() } else { bridge }
+    });
+    prop_oneof![endpoint, bridge].boxed()
+}
+
+/// Requester IDs that functions behind these can send with.
+fn requester_ids(on: &[Device], bus: u8, found: &mut Vec<u16>) {
+    for device in on {
+        found.push(u16::from(bus) << 8 | u16::from(device.devfn));
+        if device.words[3] >> 16 & 0x7f == 1 {
+            let [_, secondary, ..] = device.words[usize::from(BUS) / 4].to_le_bytes();
+            requester_ids(&device.behind, secondary, found);
+        }
+    }
+}
+
+/// Numbers bridges as an operating system does, depth first; returns the last number given.
+fn number(on: &mut [Device], mut last: u8) -> u8 {
+    for device in on {
+        if device.words[3] >> 16 & 0x7f == 1 {
+            let secondary = last + 1;
+            last = number(&mut device.behind, secondary);
+            device.words[usize::from(BUS) / 4] = u32::from_le_bytes([0, secondary, last, 0]);
+        }
+    }
+    last
+}
+
+fn bridges_of<'a>(on: &'a mut [Device], found: &mut Vec<&'a mut u32>) {
+    for device in on {
+        if device.words[3] >> 16 & 0x7f == 1 {
+            found.push(&mut device.words[usize::from(BUS) / 4]);
+            bridges_of(&mut device.behind, found);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_function_that_is_given_is_alone(
+        mut root in proptest::collection::vec(any_device(2), 1..5),
+        hostile in proptest::collection::vec((any::<prop::sample::Index>(), 0..6_u8, 0..6_u8), 0..3),
+        copies in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..3),
+    ) {
+        // Two functions of one bus with one number are no machine.
+        fn distinct(on: &mut Vec<Device>) {
+            let mut seen = BTreeSet::new();
+            on.retain(|device| seen.insert(device.devfn));
+            on.iter_mut().for_each(|device| distinct(&mut device.behind));
+        }
+        distinct(&mut root);
+        number(&mut root, 0);
+        let mut bridges = vec![];
+        bridges_of(&mut root, &mut bridges);
+        let count = bridges.len();
+        if count > 0 {
+            for (index, secondary, subordinate) in hostile {
+                *bridges[index.index(count)] = u32::from_le_bytes([0, secondary, subordinate, 0]);
+            }
+            for (to, from) in copies {
+                *bridges[to.index(count)] = *bridges[from.index(count)];
+            }
+        }
+        let mut found = vec![];
+        requester_ids(&root, 0, &mut found);
+        for rid in &found {
+            if hold(&Fake::new(root.clone()), *rid).is_ok() {
+                prop_assert_eq!(found.iter().filter(|other| *other == rid).count(), 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What the hypervisor asks of the machine it runs on.
+
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::memory::Memory;
+
+/// One of the two heaps that the page pool is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heap {
+    /// Memory that was set aside at boot and never goes to the host.
+    Boot,
+    /// Memory that the host gave and can take back.
+    Donated,
+}
+
+/// The machine: physical memory, device registers, CPU TLBs, time and page heaps.
+///
+/// No method can fail or panic on arguments that keep its contract; no method waits for anything that the host or a device controls.
+pub trait Platform: Memory + Sync {
+    /// Fills a range of RAM, a multiple of 4 KiB, with zeros and cleans and invalidates it to the point of
+    /// coherency, so that neither a non-cacheable mapping nor a no-snoop DMA reads old contents.
+    fn wipe(&self, range: PhysRange);
+
+    /// Reads a 32-bit device register.
+    fn read_register_u32(&self, address: PhysAddr) -> u32;
+
+    /// Writes a 32-bit device register.
+    fn write_register_u32(&self, address: PhysAddr, value: u32);
+
+    /// Reads a 64-bit device register.
+    fn read_register_u64(&self, address: PhysAddr) -> u64;
+
+    /// Writes a 64-bit device register.
+    fn write_register_u64(&self, address: PhysAddr, value: u64);
+
+    /// Makes every CPU forget translations of the host's stage 2 for this IPA range, of any level, and the
+    /// combined stage-1 and stage-2 translations made from them. Stores to the tables before the call are seen by walkers
+    /// before; the invalidation is complete on all CPUs on return.
+    fn invalidate_host_stage2(&self, range: PhysRange);
+
+    /// A clock that never goes back, in nanoseconds.
+    fn now_ns(&self) -> u64;
+
+    /// Called in every loop that waits for hardware.
+    fn relax(&self);
+
+    /// Adds a range, a multiple of 4 KiB, to a heap. The hypervisor owns the range and nothing else uses it.
+    fn heap_add(&self, heap: Heap, range: PhysRange);
+
+    /// Takes a run of `4096 << order` bytes, aligned to its size and not cleared, from a heap.
+    fn heap_take(&self, heap: Heap, order: u8) -> Option<PhysAddr>;
+
+    /// Gives a run back that [`Platform::heap_take`] gave, with the same order.
+    fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8);
+}

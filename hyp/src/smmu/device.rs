@@ -1,0 +1,374 @@
+//! One SMMU: what it can do, its bring-up (IHI 0070, 6.3 and 3.21), and the streams behind it.
+
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+
+use smmuv3::address::PhysAddr;
+use smmuv3::command::Command;
+use smmuv3::entry_writer::{EntrySink, write_entry};
+use smmuv3::features::{Features, IdRegisters};
+use smmuv3::registers::{
+    CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0, CR1, CR1_OFFSET, CR2, CR2_OFFSET,
+    EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GERROR_OFFSET, GERRORN_OFFSET, IDR0_OFFSET,
+    IDR1_OFFSET, IDR3_OFFSET, IDR5_OFFSET, IIDR_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, QUEUE_BASE,
+    STRTAB_BASE, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
+};
+use smmuv3::ste::StreamTableEntry;
+use spin::Mutex;
+
+use super::command_queue::{self, Batch, CommandQueue, Condition, Fault};
+use super::event_queue::{self, EventQueue};
+use super::registers::{Registers, TIMEOUT_NS};
+use super::stream_table::{Place, Shape, StreamTable, read_entry, read_vmid};
+use super::{Cause, PARKED_VMID, Pages};
+use crate::platform::Platform;
+
+/// IDR0.HYP (6.3.1): StreamWorld EL2 exists, and with it CMD_TLBI_EL2_ALL.
+const IDR0_HYP: u32 = 1 << 9;
+
+/// No StreamID: they have 32 bits at most.
+const NO_STREAM: u64 = u64::MAX;
+
+/// One SMMU.
+pub(crate) struct Smmu {
+    registers: Registers,
+    pub(super) features: Features,
+    has_el2: bool,
+    stream_table: StreamTable,
+    pub(super) commands: Mutex<CommandQueue>,
+    pub(super) events: Mutex<EventQueue>,
+    /// VMID of the host's domain on this SMMU, 0 while it has none: tells whose an event is.
+    host_vmid: AtomicU16,
+    /// A stream that is leaving a guest: its events are the guest's, whatever the STE says; [`NO_STREAM`] for
+    /// none.
+    leaving: AtomicU64,
+}
+
+impl Smmu {
+    /// No SMMU: a place in a table.
+    pub(super) const fn none() -> Self {
+        Self::new(Registers::new(PhysAddr(0)), NO_FEATURES, false)
+    }
+
+    const fn new(registers: Registers, features: Features, has_el2: bool) -> Self {
+        Self {
+            registers,
+            features,
+            has_el2,
+            stream_table: StreamTable::NONE,
+            commands: Mutex::new(CommandQueue::new(registers)),
+            events: Mutex::new(EventQueue::new(registers)),
+            host_vmid: AtomicU16::new(0),
+            leaving: AtomicU64::new(NO_STREAM),
+        }
+    }
+
+    /// Reads what the SMMU at `base` can do.
+    pub(super) fn probe<P: Platform>(p: &P, base: PhysAddr) -> Result<Self, Cause> {
+        let registers = Registers::new(base);
+        let ids = IdRegisters {
+            idr0: registers.read_u32(p, IDR0_OFFSET),
+            idr1: registers.read_u32(p, IDR1_OFFSET),
+            idr3: registers.read_u32(p, IDR3_OFFSET),
+            idr5: registers.read_u32(p, IDR5_OFFSET),
+            iidr: registers.read_u32(p, IIDR_OFFSET),
+        };
+        let features = Features::probe(&ids);
+        match features.unusable() {
+            Some(unusable) => Err(Cause::Unusable(unusable)),
+            None => Ok(Self::new(registers, features, features.stage1 && ids.idr0 & IDR0_HYP != 0)),
+        }
+    }
+
+    pub(super) const fn base(&self) -> PhysAddr {
+        self.registers.base()
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        Shape::new(self.features.stream_bits, self.features.two_level_stream_table)
+    }
+
+    /// StreamID bits that can be attached.
+    pub(super) const fn stream_bits(&self) -> u8 {
+        self.stream_table.shape().stream_bits
+    }
+
+    /// Brings the SMMU up with every stream parked. GBPA.ABORT is set and SMMUEN is 0 before; they stay so on
+    /// an error.
+    pub(super) fn start<P: Platform>(
+        &mut self,
+        p: &P,
+        pages: &mut impl Pages,
+        parked: &StreamTableEntry,
+        parked_level2: PhysAddr,
+    ) -> Result<(), Cause> {
+        let shape = self.shape();
+        if shape.stream_bits < self.features.stream_bits {
+            log::warn!(
+                "SMMU {}: StreamIDs of more than {} bits cannot be attached and abort",
+                self.base(),
+                shape.stream_bits
+            );
+        }
+        let table = StreamTable::build(p, pages, shape, parked, parked_level2).ok_or(Cause::NoMemory)?;
+        let command_log2 = self.features.command_queue_log2.min(command_queue::LOG2_ENTRIES);
+        let event_log2 = self.features.event_queue_log2.min(event_queue::LOG2_ENTRIES);
+        let command_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
+        let event_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
+        // The stream table before the SMMU can read it.
+        p.full_barrier();
+
+        let registers = self.registers;
+        self.set_up(p)?;
+        // STRTAB_BASE and its format are writable while SMMUEN is 0 (6.3.24).
+        registers.write_u64(
+            p,
+            STRTAB_BASE_OFFSET,
+            table.base().0 & (STRTAB_BASE::ADDR.mask << STRTAB_BASE::ADDR.shift)
+                | STRTAB_BASE::RA.val(1).value,
+        );
+        registers.write_u32(p, STRTAB_BASE_CFG_OFFSET, shape.configuration());
+        self.stream_table = table;
+
+        // Base and indexes of a queue are writable while it is disabled (6.3.26 to 6.3.31).
+        registers.write_u64(p, CMDQ_BASE_OFFSET, queue_base(command_base, command_log2));
+        registers.write_u32(p, CMDQ_PROD_OFFSET, 0);
+        registers.write_u32(p, CMDQ_CONS_OFFSET, 0);
+        let mut cr0 = CR0::CMDQEN.val(1).value;
+        registers.set_cr0(p, cr0)?;
+        {
+            let commands = self.commands.get_mut();
+            commands.place(command_base, command_log2);
+            commands.condition = Condition::Running;
+        }
+        self.forget_everything(p).map_err(|Fault| Cause::Commands)?;
+
+        registers.write_u64(p, EVENTQ_BASE_OFFSET, queue_base(event_base, event_log2));
+        registers.write_u32(p, EVENTQ_PROD_OFFSET, 0);
+        registers.write_u32(p, EVENTQ_CONS_OFFSET, 0);
+        cr0 |= CR0::EVENTQEN.val(1).value;
+        registers.set_cr0(p, cr0)?;
+        self.events.get_mut().place(event_base, event_log2);
+
+        // A Translated request is believed only after a check: the host cannot turn this off.
+        if self.features.ats {
+            cr0 |= CR0::ATSCHK.val(1).value;
+            registers.set_cr0(p, cr0)?;
+        }
+        cr0 |= CR0::SMMUEN.val(1).value;
+        registers.set_cr0(p, cr0)?;
+        Ok(())
+    }
+
+    /// Interrupts off, memory attributes, old errors acknowledged: all that is written while everything is
+    /// disabled.
+    fn set_up<P: Platform>(&self, p: &P) -> Result<(), Cause> {
+        let registers = self.registers;
+        registers.set_cr0(p, 0)?;
+        registers.write_u32(p, IRQ_CTRL_OFFSET, 0);
+        registers.await_u32(p, IRQ_CTRLACK_OFFSET, u32::MAX, 0)?;
+        let cached = CR1::QUEUE_IC::WriteBack.value
+            | CR1::QUEUE_OC::WriteBack.value
+            | CR1::QUEUE_SH::Inner.value
+            | CR1::TABLE_IC::WriteBack.value
+            | CR1::TABLE_OC::WriteBack.value
+            | CR1::TABLE_SH::Inner.value;
+        registers.write_u32(p, CR1_OFFSET, cached);
+        // The VMIDs of an SMMU are not those of the CPUs: their broadcast maintenance means nothing here.
+        let private = CR2::PTM.val(1).value | CR2::RECINVSID.val(1).value;
+        registers.write_u32(p, CR2_OFFSET, private);
+        registers.write_u32(p, GERRORN_OFFSET, registers.read_u32(p, GERROR_OFFSET));
+        Ok(())
+    }
+
+    /// Invalidates whatever the SMMU cached before (3.21).
+    fn forget_everything<P: Platform>(&self, p: &P) -> Result<(), Fault> {
+        self.run(p, [Command::cfgi_all()].into_iter())?;
+        if self.has_el2 {
+            self.run(p, [Command::tlbi_el2_all()].into_iter())?;
+        }
+        self.run(p, [Command::tlbi_nsnh_all()].into_iter())
+    }
+
+    /// Posts commands and a CMD_SYNC.
+    #[inline]
+    pub(super) fn post<P: Platform>(
+        &self,
+        p: &P,
+        commands: impl Iterator<Item = Command>,
+    ) -> Result<Batch, Fault> {
+        self.commands.lock().post(p, commands)
+    }
+
+    /// Waits for a batch, and calls `meanwhile` each time it is not complete.
+    ///
+    /// The lock is held for one look at a time, so that others can post and wait.
+    #[inline]
+    pub(super) fn wait<P: Platform>(
+        &self,
+        p: &P,
+        batch: Batch,
+        meanwhile: impl FnMut(),
+    ) -> Result<(), Fault> {
+        if let Some(outcome) = self.commands.lock().glance(p, batch) {
+            return outcome;
+        }
+        self.wait_on(p, batch, meanwhile)
+    }
+
+    /// The part of [`Smmu::wait`] that takes its time.
+    #[cold]
+    #[inline(never)]
+    fn wait_on<P: Platform>(&self, p: &P, batch: Batch, mut meanwhile: impl FnMut()) -> Result<(), Fault> {
+        let start = p.now_ns();
+        loop {
+            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
+            if let Some(outcome) = self.commands.lock().poll(p, batch, late) {
+                return outcome;
+            }
+            meanwhile();
+            p.relax();
+        }
+    }
+
+    /// Posts commands and a CMD_SYNC and waits for them.
+    pub(crate) fn run<P: Platform>(
+        &self,
+        p: &P,
+        commands: impl Iterator<Item = Command>,
+    ) -> Result<(), Fault> {
+        let batch = self.post(p, commands)?;
+        self.wait(p, batch, || {})
+    }
+
+    pub(crate) fn condition(&self) -> Condition {
+        self.commands.lock().condition
+    }
+
+    /// VMID in the STE of a stream, `None` if the stream table does not cover it.
+    pub(crate) fn vmid<P: Platform>(&self, p: &P, stream: u32) -> Option<u16> {
+        Some(match self.stream_table.place(p, stream)? {
+            Place::Shared => PARKED_VMID,
+            Place::Own(at) => read_vmid(p, at),
+        })
+    }
+
+    /// Whether the events of a stream are a guest's: it is attached to one, or is leaving it.
+    pub(super) fn is_guest<P: Platform>(&self, p: &P, stream: u32) -> bool {
+        self.leaving.load(Ordering::Acquire) == u64::from(stream)
+            || self
+                .vmid(p, stream)
+                .is_some_and(|vmid| vmid != PARKED_VMID && vmid != self.host_vmid.load(Ordering::Acquire))
+    }
+
+    /// Says which VMID the host's domain has, 0 for none.
+    pub(crate) fn set_host_vmid(&self, vmid: u16) {
+        self.host_vmid.store(vmid, Ordering::Release);
+    }
+
+    /// Says which stream is leaving a guest; `None` when its last events were drained.
+    pub(crate) fn set_leaving(&self, stream: Option<u32>) {
+        self.leaving.store(stream.map_or(NO_STREAM, u64::from), Ordering::Release);
+    }
+
+    /// log2 of the pages that [`Smmu::separate`] needs for the stream, `None` if its STE is its own already.
+    pub(crate) fn separate_order<P: Platform>(&self, p: &P, stream: u32) -> Option<u8> {
+        (self.stream_table.place(p, stream) == Some(Place::Shared)).then(|| self.stream_table.level2_order())
+    }
+
+    /// Gives the span of a stream the level-2 table `table`, all its streams parked. The SMMU may go on using
+    /// the shared table, which says the same, until [`Smmu::write_entry`] for a stream of the span makes it
+    /// forget.
+    pub(crate) fn separate<P: Platform>(
+        &self,
+        p: &P,
+        stream: u32,
+        table: PhysAddr,
+        parked: &StreamTableEntry,
+    ) {
+        self.stream_table.separate(p, stream, table, parked);
+    }
+
+    /// Makes `target` the STE of a stream whose STE is its own, in the order of [`write_entry`]. Returns when
+    /// the SMMU has forgotten the old one and no transaction that used it is under way.
+    ///
+    /// On an error the SMMU may go on with the old STE, and memory has anything between the two.
+    pub(crate) fn write_entry<P: Platform>(
+        &self,
+        p: &P,
+        stream: u32,
+        target: &StreamTableEntry,
+    ) -> Result<(), Fault> {
+        let Some(Place::Own(at)) = self.stream_table.place(p, stream) else { return Err(Fault) };
+        let current = read_entry(p, at);
+        write_entry(&mut LiveEntry { p, smmu: self, stream, at }, &current, target)
+    }
+
+    /// Stores `target` as the STE of a stream of an SMMU that does not answer any more, so that memory says
+    /// how the stream counts.
+    pub(crate) fn store_entry<P: Platform>(&self, p: &P, stream: u32, target: &StreamTableEntry) {
+        let Some(Place::Own(at)) = self.stream_table.place(p, stream) else { return };
+        let [first, rest @ ..] = target.0;
+        p.write_u64(at, 0);
+        p.full_barrier();
+        for (word, value) in (1..).zip(rest) {
+            p.write_u64(at.offset(word * 8), value);
+        }
+        p.full_barrier();
+        p.write_u64(at, first);
+        p.full_barrier();
+    }
+}
+
+/// The STE of a stream, as the entry writer changes it.
+struct LiveEntry<'a, P: Platform> {
+    p: &'a P,
+    smmu: &'a Smmu,
+    stream: u32,
+    at: PhysAddr,
+}
+
+impl<P: Platform> EntrySink for LiveEntry<'_, P> {
+    type Fault = Fault;
+
+    fn store(&mut self, word: usize, value: u64) {
+        self.p.write_u64(self.at.offset(word as u64 * 8), value);
+        // In this order also for the SMMU.
+        self.p.full_barrier();
+    }
+
+    fn sync(&mut self) -> Result<(), Fault> {
+        // Not the STE alone: the descriptor above it may be from before the span had a table of its own.
+        self.smmu.run(self.p, [Command::cfgi_ste(self.stream, false)].into_iter())
+    }
+}
+
+/// Value of CMDQ_BASE or EVENTQ_BASE. The base is that of a run of pages, which no queue of ours is longer
+/// than.
+fn queue_base(base: PhysAddr, log2_entries: u8) -> u64 {
+    base.0 & (QUEUE_BASE::ADDR.mask << QUEUE_BASE::ADDR.shift)
+        | QUEUE_BASE::LOG2SIZE.val(u64::from(log2_entries)).value
+        | QUEUE_BASE::ALLOCATE.val(1).value
+}
+
+const NO_FEATURES: Features = Features {
+    stage1: false,
+    stage2: false,
+    nested: false,
+    aarch64_tables: false,
+    coherent: false,
+    broadcast_tlb: false,
+    ats: false,
+    range_invalidation: false,
+    break_before_make_level: 0,
+    forced_stalls: false,
+    granules: smmuv3::features::Granules { size_4k: false, size_16k: false, size_64k: false },
+    oas_bits: 0,
+    asid_bits: 0,
+    vmid_bits: 0,
+    stream_bits: 0,
+    substream_bits: 0,
+    two_level_stream_table: false,
+    command_queue_log2: 0,
+    event_queue_log2: 0,
+    preset_bases: false,
+};

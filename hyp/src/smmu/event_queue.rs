@@ -1,0 +1,182 @@
+//! The event queue (IHI 0070, 3.5.2 and 6.3.29 to 6.3.31) of one SMMU, and the ring that all of them are
+//! drained into.
+
+use smmuv3::address::PhysAddr;
+use smmuv3::event::{EVENT_BYTES, Event, EventRecord};
+use smmuv3::registers::{EVENTQ_CONS, EVENTQ_CONS_OFFSET, EVENTQ_PROD, EVENTQ_PROD_OFFSET};
+
+use super::registers::Registers;
+use crate::platform::Platform;
+
+/// log2 of the entries that a queue has where the SMMU allows it: 4 KiB.
+pub(super) const LOG2_ENTRIES: u8 = 7;
+
+/// Events that wait for the host at most; the oldest is kept when more come.
+pub const RING_ENTRIES: usize = 256;
+
+/// An event as `EVENT_READ` answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordedEvent {
+    /// Bits 7:0 event number (7.3), 39:8 StreamID, 47:40 index of the SMMU, 48 the address is valid, 49
+    /// write, 50 stage 2.
+    pub source: u64,
+    /// InputAddr, or 0.
+    pub address: u64,
+    /// IPA of a stage-2 fault, bits 11:0 zero, or 0.
+    pub ipa: u64,
+}
+
+impl RecordedEvent {
+    const NONE: Self = Self { source: 0, address: 0, ipa: 0 };
+
+    /// An event of the SMMU with that index.
+    pub const fn new(smmu: u8, event: &Event) -> Self {
+        Self {
+            source: event.kind.0 as u64
+                | (event.stream as u64) << 8
+                | (smmu as u64) << 40
+                | (event.address.is_some() as u64) << 48
+                | (event.write as u64) << 49
+                | (event.stage2 as u64) << 50,
+            address: match event.address {
+                Some(address) => address,
+                None => 0,
+            },
+            ipa: match event.ipa {
+                Some(ipa) => ipa,
+                None => 0,
+            },
+        }
+    }
+}
+
+/// Events of all SMMUs that the host has not read.
+pub(super) struct EventRing {
+    events: [RecordedEvent; RING_ENTRIES],
+    /// Place of the oldest event.
+    oldest: usize,
+    waiting: usize,
+    /// Events read from hardware queues.
+    pub(super) drained: u64,
+    /// Events lost, here or in hardware.
+    pub(super) lost: u64,
+    /// `lost` as the last [`EventRing::take`] told it.
+    told: u64,
+}
+
+impl EventRing {
+    pub(super) const fn new() -> Self {
+        Self {
+            events: [RecordedEvent::NONE; RING_ENTRIES],
+            oldest: 0,
+            waiting: 0,
+            drained: 0,
+            lost: 0,
+            told: 0,
+        }
+    }
+
+    fn push(&mut self, event: RecordedEvent) {
+        let place = (self.oldest + self.waiting) % RING_ENTRIES;
+        match self.events.get_mut(place) {
+            Some(entry) if self.waiting < RING_ENTRIES => {
+                *entry = event;
+                self.waiting += 1;
+            }
+            _ => self.lost = self.lost.wrapping_add(1),
+        }
+    }
+
+    /// The oldest event, and how many were lost since the last call that took one.
+    pub(super) fn take(&mut self) -> Option<(RecordedEvent, u64)> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let event = *self.events.get(self.oldest)?;
+        self.oldest = (self.oldest + 1) % RING_ENTRIES;
+        self.waiting -= 1;
+        let lost = self.lost.wrapping_sub(self.told);
+        self.told = self.lost;
+        Some((event, lost))
+    }
+}
+
+/// The event queue of one SMMU.
+pub(super) struct EventQueue {
+    registers: Registers,
+    base: PhysAddr,
+    log2_entries: u8,
+    /// Events read since the queue was enabled; the register holds its low bits.
+    consumed: u64,
+    /// OVACKFLG, in its place.
+    overflow_acknowledged: u32,
+    enabled: bool,
+}
+
+impl EventQueue {
+    pub(super) const fn new(registers: Registers) -> Self {
+        Self {
+            registers,
+            base: PhysAddr(0),
+            log2_entries: 0,
+            consumed: 0,
+            overflow_acknowledged: 0,
+            enabled: false,
+        }
+    }
+
+    /// Takes the memory of the queue, before it is enabled: `1 << log2_entries` records at `base`.
+    pub(super) fn place(&mut self, base: PhysAddr, log2_entries: u8) {
+        self.base = base;
+        self.log2_entries = log2_entries;
+        self.enabled = true;
+    }
+
+    /// Moves at most `budget` events to the ring; those of streams that `is_hidden` are counted only. A full
+    /// hardware queue's overflow is acknowledged and counted as one lost event or more. Whether events are
+    /// left.
+    pub(super) fn drain<P: Platform>(
+        &mut self,
+        p: &P,
+        smmu: u8,
+        ring: &mut EventRing,
+        budget: u64,
+        is_hidden: impl Fn(u32) -> bool,
+    ) -> bool {
+        if !self.enabled {
+            return false;
+        }
+        let entries = 1u64 << self.log2_entries;
+        let mask = entries * 2 - 1;
+        let produced = self.registers.read_u32(p, EVENTQ_PROD_OFFSET);
+        let waiting = u64::from(EVENTQ_PROD::WR.read(produced)).wrapping_sub(self.consumed) & mask;
+        let overflow = produced & EVENTQ_PROD::OVFLG.val(1).value;
+        if waiting == 0 && overflow == self.overflow_acknowledged {
+            return false;
+        }
+        if overflow != self.overflow_acknowledged {
+            ring.lost = ring.lost.wrapping_add(1);
+        }
+        // A producer index that is further away than the queue is long says nothing about what is in the
+        // queue.
+        let (read, skipped) = if waiting > entries { (0, waiting) } else { (waiting.min(budget), 0) };
+        // PROD before the records.
+        p.full_barrier();
+        for _ in 0..read {
+            let at = self.base.offset((self.consumed & (entries - 1)) * EVENT_BYTES);
+            let event = EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset)))).decode();
+            ring.drained = ring.drained.wrapping_add(1);
+            if !is_hidden(event.stream) {
+                ring.push(RecordedEvent::new(smmu, &event));
+            }
+            self.consumed = self.consumed.wrapping_add(1);
+        }
+        self.consumed = self.consumed.wrapping_add(skipped);
+        self.overflow_acknowledged = overflow;
+        // The records are read before the SMMU may overwrite them.
+        p.full_barrier();
+        let acknowledged = if overflow != 0 { EVENTQ_CONS::OVACKFLG.val(1).value } else { 0 };
+        self.registers.write_u32(p, EVENTQ_CONS_OFFSET, (self.consumed & mask) as u32 | acknowledged);
+        read < waiting && skipped == 0
+    }
+}

@@ -1,0 +1,78 @@
+//! Global errors (IHI 0070, 6.3.18, 6.3.19 and 7.5), and what becomes of an SMMU that fails.
+
+use smmuv3::command::{Command, CommandError};
+use smmuv3::registers::{
+    CMDQ_CONS, CMDQ_CONS_OFFSET, CR0, CR0_OFFSET, GERROR, GERROR_OFFSET, GERRORN_OFFSET,
+};
+
+use super::command_queue::{CommandQueue, Condition};
+use crate::platform::Platform;
+
+impl CommandQueue {
+    /// Acknowledges every active global error and does what it asks for. Whether a command queue error was
+    /// recovered from: the SMMU goes on with the next command.
+    ///
+    /// The first command queue error is survived, because only the batch that owns the command is in doubt.
+    /// EL2 makes no illegal commands, so a second one says that the SMMU or its memory cannot be trusted: it
+    /// is shut down.
+    #[inline(never)]
+    pub(super) fn handle_global_errors<P: Platform>(&mut self, p: &P) -> bool {
+        let registers = self.registers();
+        let raised = registers.read_u32(p, GERROR_OFFSET);
+        let active = raised ^ registers.read_u32(p, GERRORN_OFFSET);
+        if active == 0 {
+            return false;
+        }
+        self.global_errors = self.global_errors.wrapping_add(u64::from(active.count_ones()));
+        let mut fatal = false;
+        let mut recovered = false;
+        if GERROR::CMDQ_ERR.is_set(active) {
+            let error = CommandError(CMDQ_CONS::ERR.read(registers.read_u32(p, CMDQ_CONS_OFFSET)) as u8);
+            log::error!("SMMU {}: command queue error, {error}", registers.base());
+            recovered = self.failed.is_none() && self.skip_command(p);
+            fatal = !recovered;
+        }
+        if GERROR::EVENTQ_ABT_ERR.is_set(active) {
+            self.events_aborted = self.events_aborted.wrapping_add(1);
+        }
+        if GERROR::SFM_ERR.is_set(active) {
+            log::error!("SMMU {}: service failure mode", registers.base());
+            fatal = true;
+        }
+        // The command that replaced the failed one, before the SMMU reads it again.
+        p.full_barrier();
+        registers.write_u32(p, GERRORN_OFFSET, raised);
+        if fatal {
+            self.shut_down(p);
+        }
+        recovered && !fatal
+    }
+
+    /// Replaces the command that the SMMU stopped at by a CMD_SYNC: CMDQ_CONS cannot be moved while the queue
+    /// is enabled (6.3.28). `false` if the SMMU stopped where no command is.
+    fn skip_command<P: Platform>(&mut self, p: &P) -> bool {
+        if self.refresh(p).is_err() || self.consumed == self.produced {
+            return false;
+        }
+        self.overwrite(p, self.consumed, Command::sync());
+        self.failed = Some(self.consumed);
+        true
+    }
+
+    /// Turns the SMMU off for good: every transaction aborts, batches under way fail.
+    ///
+    /// GBPA.ABORT comes first, so that nothing is let through when SMMUEN goes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn shut_down<P: Platform>(&mut self, p: &P) {
+        let registers = self.registers();
+        self.condition = Condition::Lost;
+        let cr0 = registers.read_u32(p, CR0_OFFSET) & CR0::ATSCHK.val(1).value;
+        if registers.abort_all(p).is_ok() && registers.set_cr0(p, cr0).is_ok() {
+            self.condition = Condition::Dead;
+            log::error!("SMMU {}: shut down, it aborts every transaction", registers.base());
+        } else {
+            log::error!("SMMU {}: does not answer, whatever needs it fails from now on", registers.base());
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! The SMMUs of the machine: bring-up, queues, stream tables and errors.
+//!
+//! [`abort_all`] comes before anything else. Then [`Set::probe`] reads what the SMMUs can do, [`Set::start`]
+//! turns them on with every stream parked, and from then on the set is shared: each queue has a lock of its
+//! own, held for one post or one look at it. The lock of an event queue is taken before that of the ring;
+//! with the lock of a command queue held no other is taken.
+
+mod command_queue;
+mod device;
+mod event_queue;
+#[cfg(test)]
+pub(crate) mod fake;
+mod global_error;
+mod registers;
+mod stream_table;
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use smmuv3::address::PhysAddr;
+use smmuv3::command::Command;
+use smmuv3::features::{CommonFormat, Features, Unusable};
+use smmuv3::invalidation::{MAX_SMMUS, Queues};
+use smmuv3::pgtable::Geometry;
+use smmuv3::ste::{STE_BYTES, StreamTableEntry};
+use spin::Mutex;
+
+pub use command_queue::{Batch, Condition, Fault};
+pub use event_queue::{RING_ENTRIES, RecordedEvent};
+pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
+
+use crate::platform::Platform;
+use device::Smmu;
+use event_queue::EventRing;
+
+/// The VMID, on every SMMU, of the streams that nobody attached. No domain has it.
+pub const PARKED_VMID: u16 = 1;
+
+/// Events that one call to [`Set::drain_events`] moves at most, from all SMMUs together.
+const DRAIN_BUDGET: usize = RING_ENTRIES;
+
+/// Where structures of SMMUs are allocated. They are kept until the machine ends.
+pub trait Pages {
+    /// A run of `4096 << order` bytes, aligned to its size, not cleared, the hypervisor's; `None` when there
+    /// is none.
+    fn take_run(&mut self, order: u8) -> Option<PhysAddr>;
+}
+
+/// The smallest order whose run holds `bytes`.
+fn order_of(bytes: u64) -> u8 {
+    bytes.div_ceil(4096).next_power_of_two().trailing_zeros() as u8
+}
+
+/// Why the SMMUs cannot be owned. As a text it is a sentence that names the SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StartError {
+    /// Start of the registers of the SMMU; `None` when the reason is none of a single SMMU.
+    pub base: Option<PhysAddr>,
+    /// What is wrong.
+    pub cause: Cause,
+}
+
+/// What is wrong with an SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A feature is missing.
+    Unusable(Unusable),
+    /// A register did not acknowledge an update in time.
+    NoAcknowledge(NoAcknowledge),
+    /// Its command queue failed.
+    Commands,
+    /// The page pool has not enough memory.
+    NoMemory,
+    /// More SMMUs than [`MAX_SMMUS`].
+    TooMany,
+    /// The SMMUs have no granule in common.
+    NoCommonGranule,
+    /// No page table has the granule and output size that the SMMUs have in common.
+    NoGeometry,
+}
+
+impl From<NoAcknowledge> for Cause {
+    fn from(error: NoAcknowledge) -> Self {
+        Self::NoAcknowledge(error)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unusable(unusable) => fmt::Display::fmt(unusable, f),
+            Self::NoAcknowledge(NoAcknowledge { offset }) => {
+                write!(
+                    f,
+                    "its register at offset {offset:#x} did not acknowledge an update in {TIMEOUT_NS} ns"
+                )
+            }
+            Self::Commands => f.write_str("its command queue failed"),
+            Self::NoMemory => f.write_str("there is no memory for its stream table and queues"),
+            Self::TooMany => write!(f, "there are more than {MAX_SMMUS} of them"),
+            Self::NoCommonGranule => f.write_str("they have no translation granule in common"),
+            Self::NoGeometry => f.write_str("no page table fits what they have in common"),
+        }
+    }
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.base {
+            Some(base) => write!(f, "the SMMU at {base} cannot be owned: {}", self.cause),
+            None => write!(f, "the SMMUs cannot be owned: {}", self.cause),
+        }
+    }
+}
+
+impl core::error::Error for StartError {}
+
+/// Makes every SMMU abort every transaction: GBPA.ABORT, and SMMUEN = 0 where firmware left it set. To be
+/// called before anything else, for all SMMUs of the machine.
+///
+/// # Errors
+/// An SMMU does not acknowledge; the ones after it are made to abort all the same.
+pub fn abort_all<P: Platform>(p: &P, bases: impl Iterator<Item = PhysAddr>) -> Result<(), StartError> {
+    let mut outcome = Ok(());
+    for base in bases {
+        let registers = Registers::new(base);
+        let aborted = registers.abort_all(p).and_then(|()| registers.set_cr0(p, 0));
+        outcome = outcome.and(
+            aborted.map_err(|error| StartError { base: Some(base), cause: Cause::NoAcknowledge(error) }),
+        );
+    }
+    outcome
+}
+
+/// What an SMMU is, for `SMMU_DESCRIBE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// Start of its registers.
+    pub base: PhysAddr,
+    /// Width in bits of the StreamIDs that can be attached.
+    pub stream_bits: u8,
+    /// How it stands.
+    pub condition: Condition,
+}
+
+/// Counters over all SMMUs since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Commands posted, CMD_SYNC included.
+    pub commands: u64,
+    /// CMD_SYNC commands posted.
+    pub syncs: u64,
+    /// Events read from the hardware queues.
+    pub events: u64,
+    /// Events lost in hardware or because the ring was full.
+    pub events_lost: u64,
+    /// GERROR conditions acknowledged.
+    pub global_errors: u64,
+    /// SMMUs that were shut down.
+    pub dead: u64,
+}
+
+/// All SMMUs of the machine. Their indexes are the order in which [`Set::probe`] saw them.
+pub struct Set {
+    smmus: [Smmu; MAX_SMMUS],
+    count: usize,
+    /// The STE of a stream that nobody attached.
+    parked: StreamTableEntry,
+    ring: Mutex<EventRing>,
+}
+
+impl Default for Set {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Set {
+    /// A set without SMMUs.
+    pub const fn new() -> Self {
+        Self {
+            smmus: [const { Smmu::none() }; MAX_SMMUS],
+            count: 0,
+            parked: StreamTableEntry::ABORT,
+            ring: Mutex::new(EventRing::new()),
+        }
+    }
+
+    /// Reads what the SMMUs can do, and answers the page-table format that all of them can walk.
+    /// [`abort_all`] was called for them.
+    ///
+    /// # Errors
+    /// An SMMU cannot be owned, or they have no granule in common.
+    pub fn probe<P: Platform>(
+        &mut self,
+        p: &P,
+        bases: impl Iterator<Item = PhysAddr>,
+    ) -> Result<CommonFormat, StartError> {
+        for base in bases {
+            let error = |cause| StartError { base: Some(base), cause };
+            let place = self.smmus.get_mut(self.count).ok_or(error(Cause::TooMany))?;
+            *place = Smmu::probe(p, base).map_err(error)?;
+            self.count += 1;
+        }
+        CommonFormat::of(self.features()).ok_or(StartError { base: None, cause: Cause::NoCommonGranule })
+    }
+
+    /// Brings every SMMU up with every stream parked: from here on they translate.
+    ///
+    /// # Errors
+    /// An SMMU cannot be brought up, which leaves it and those after it aborting every transaction. Memory
+    /// that was taken is not given back: the machine does not start.
+    pub fn start<P: Platform>(
+        &mut self,
+        p: &P,
+        format: &CommonFormat,
+        pages: &mut impl Pages,
+    ) -> Result<(), StartError> {
+        let error = |base, cause| StartError { base, cause };
+        // The smallest input size: addresses beyond it fault as those below do.
+        let geometry =
+            Geometry::stage2(format.granule, 32, format.oas_bits).ok_or(error(None, Cause::NoGeometry))?;
+        let no_memory = error(None, Cause::NoMemory);
+        let root = pages.take_run(order_of(geometry.root_bytes())).ok_or(no_memory)?;
+        for offset in (0..geometry.root_bytes()).step_by(8) {
+            p.write_u64(root.offset(offset), 0);
+        }
+        self.parked = StreamTableEntry::stage2(&geometry, root, PARKED_VMID);
+        let smmus = self.smmus.get_mut(..self.count).unwrap_or_default();
+        let mut parked_level2 = PhysAddr(0);
+        if let Some(split) = smmus.iter().filter_map(|smmu| smmu.shape().split).max() {
+            parked_level2 = pages.take_run(order_of(STE_BYTES << split)).ok_or(no_memory)?;
+            stream_table::fill(p, parked_level2, 1 << split, &self.parked);
+        }
+        for smmu in smmus {
+            smmu.start(p, pages, &self.parked, parked_level2)
+                .map_err(|cause| error(Some(smmu.base()), cause))?;
+        }
+        Ok(())
+    }
+
+    /// How many SMMUs there are.
+    #[inline]
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The features of each SMMU.
+    pub fn features(&self) -> impl Iterator<Item = &Features> {
+        self.iter().map(|smmu| &smmu.features)
+    }
+
+    /// What an SMMU is; `None` if there is none with this index.
+    pub fn describe(&self, index: usize) -> Option<Description> {
+        let smmu = self.get(index)?;
+        Some(Description { base: smmu.base(), stream_bits: smmu.stream_bits(), condition: smmu.condition() })
+    }
+
+    /// The command queues, for [`smmuv3::invalidation::invalidate`].
+    #[inline]
+    pub const fn queues<'a, P: Platform>(&'a self, p: &'a P) -> CommandQueues<'a, P> {
+        CommandQueues { p, set: self }
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, index: usize) -> Option<&Smmu> {
+        self.smmus.get(..self.count)?.get(index)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Smmu> {
+        self.smmus.iter().take(self.count)
+    }
+
+    pub(crate) const fn parked(&self) -> &StreamTableEntry {
+        &self.parked
+    }
+
+    /// Moves events from the hardware queues to the ring, a bounded number of each SMMU, and looks after
+    /// global errors. Events of streams that are attached to a guest are counted, not kept.
+    pub fn drain_events<P: Platform>(&self, p: &P) {
+        let share = (DRAIN_BUDGET / self.count.max(1)) as u64;
+        for (index, smmu) in (0u8..).zip(self.iter()) {
+            self.drain_smmu(p, index, smmu, share);
+        }
+    }
+
+    /// As [`Set::drain_events`], but all events of one SMMU.
+    pub(crate) fn drain_events_of<P: Platform>(&self, p: &P, index: usize) {
+        if let (Some(smmu), Ok(index)) = (self.get(index), u8::try_from(index)) {
+            self.drain_smmu(p, index, smmu, 1 << event_queue::LOG2_ENTRIES);
+        }
+    }
+
+    fn drain_smmu<P: Platform>(&self, p: &P, index: u8, smmu: &Smmu, budget: u64) {
+        let is_hidden = |stream| smmu.is_guest(p, stream);
+        smmu.events.lock().drain(p, index, &mut self.ring.lock(), budget, is_hidden);
+        let mut commands = smmu.commands.lock();
+        if commands.condition == Condition::Running {
+            commands.handle_global_errors(p);
+        }
+        let aborted = core::mem::take(&mut commands.events_aborted);
+        drop(commands);
+        if aborted != 0 {
+            let mut ring = self.ring.lock();
+            ring.lost = ring.lost.wrapping_add(aborted);
+        }
+    }
+
+    /// Takes the oldest event out of the ring, and how many were lost since the last call that took one.
+    pub fn take_event(&self) -> Option<(RecordedEvent, u64)> {
+        self.ring.lock().take()
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Counters {
+        let mut sum = {
+            let ring = self.ring.lock();
+            Counters { events: ring.drained, events_lost: ring.lost, ..Counters::default() }
+        };
+        for smmu in self.iter() {
+            let commands = smmu.commands.lock();
+            sum.commands = sum.commands.wrapping_add(commands.produced);
+            sum.syncs = sum.syncs.wrapping_add(commands.batches);
+            sum.events_lost = sum.events_lost.wrapping_add(commands.events_aborted);
+            sum.global_errors = sum.global_errors.wrapping_add(commands.global_errors);
+            let gone = matches!(commands.condition, Condition::Dead | Condition::Lost);
+            sum.dead = sum.dead.wrapping_add(u64::from(gone));
+        }
+        sum
+    }
+}
+
+/// The command queues of a [`Set`] on a platform.
+pub struct CommandQueues<'a, P: Platform> {
+    p: &'a P,
+    set: &'a Set,
+}
+
+impl<P: Platform> Queues for CommandQueues<'_, P> {
+    type Ticket = Batch;
+    type Fault = Fault;
+
+    #[inline]
+    fn range_invalidation(&self, smmu: usize) -> bool {
+        self.set.get(smmu).is_some_and(|smmu| smmu.features.range_invalidation)
+    }
+
+    #[inline]
+    fn post(&self, smmu: usize, commands: impl Iterator<Item = Command>) -> Result<Batch, Fault> {
+        self.set.get(smmu).ok_or(Fault)?.post(self.p, commands)
+    }
+
+    #[inline]
+    fn wait(&self, smmu: usize, ticket: Batch) -> Result<(), Fault> {
+        self.set.get(smmu).ok_or(Fault)?.wait(self.p, ticket, || self.set.drain_events(self.p))
+    }
+}
