@@ -1,0 +1,5 @@
+//! Small drivers of devices that do DMA when they are told to.
+
+pub mod edu;
+pub mod nvme;
+pub mod testdev;

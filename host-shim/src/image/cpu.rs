@@ -1,0 +1,27 @@
+//! This CPU's registers.
+
+use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, MPIDR_EL1, Readable, TPIDR_EL1, Writeable};
+
+/// Says which CPU this is.
+pub fn set_index(index: usize) {
+    TPIDR_EL1.set(index as u64);
+}
+
+/// Affinity fields of this CPU's MPIDR.
+pub fn affinity() -> u64 {
+    MPIDR_EL1.get() & 0xff_00ff_ffff
+}
+
+/// The virtual counter, not before what precedes it.
+#[inline]
+pub fn ticks() -> u64 {
+    aarch64_cpu::asm::barrier::isb(aarch64_cpu::asm::barrier::SY);
+    CNTVCT_EL0.get()
+}
+
+/// The virtual counter as time.
+pub fn now_ns() -> u64 {
+    let frequency = CNTFRQ_EL0.get().max(1);
+    let ticks = u128::from(ticks()) * 1_000_000_000 / u128::from(frequency);
+    ticks as u64
+}

@@ -1,0 +1,395 @@
+//! The real machine, as the checks see it.
+
+use super::console::{self, println};
+use super::{calls, cpu, mmu, probe, smp};
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use host_shim::bus::Bus;
+use host_shim::call::Calls;
+use host_shim::devices::{edu, nvme, testdev};
+use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, Transfer};
+use host_shim::pci::{self, Function};
+use host_shim::tree::{Run, Tree};
+
+/// The most SMMUs.
+const MAX_SMMUS: usize = 8;
+const BLOCK: u64 = 2 << 20;
+/// The least time that must be left of the delayed device's delay.
+const MARGIN_NS: u64 = 5_000_000;
+
+/// The CPU's loads and stores.
+#[derive(Clone, Copy)]
+pub struct Cpu;
+
+impl Bus for Cpu {
+    fn read_u32(&self, address: u64) -> Result<u32, Abort> {
+        ordered(|| probe::read_u32(address))
+    }
+
+    fn write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
+        ordered(|| probe::write_u32(address, value))
+    }
+
+    fn read_u64(&self, address: u64) -> Result<u64, Abort> {
+        ordered(|| probe::read_u64(address))
+    }
+
+    fn write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
+        ordered(|| probe::write_u64(address, value))
+    }
+
+    fn now_ns(&self) -> u64 {
+        cpu::now_ns()
+    }
+}
+
+/// An access between barriers, so that memory and device registers keep program order.
+fn ordered<T>(access: impl FnOnce() -> T) -> T {
+    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+    let value = access();
+    aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::SY);
+    value
+}
+
+/// The devices behind one SMMU.
+#[derive(Clone, Copy, Default)]
+struct Behind {
+    immediate: Option<Function>,
+    delayed: Option<Function>,
+    disk: Option<Function>,
+}
+
+impl Behind {
+    fn get(&self, device: Device) -> Option<&Function> {
+        match device {
+            Device::Immediate => self.immediate.as_ref(),
+            Device::Delayed => self.delayed.as_ref(),
+            Device::Disk => self.disk.as_ref(),
+        }
+    }
+}
+
+/// The machine.
+pub struct Machine {
+    tree: Tree,
+    /// By the SMMU's index in hypercalls.
+    behind: [Behind; MAX_SMMUS],
+    count: usize,
+    /// Register bases, by the same index; 0 when the hypervisor did not say.
+    bases: [u64; MAX_SMMUS],
+    scratch: u64,
+    spare: Option<(u64, u64)>,
+    rounds: u32,
+    /// When the first transfer since the last `settle` was started; 0 when none was.
+    started_ns: AtomicU64,
+}
+
+impl Machine {
+    /// Enumerates the devices and finds memory for the checks.
+    pub fn new(tree: &Tree, device_tree: Run, rounds: u32) -> Option<Self> {
+        let scratch = scratch(tree, device_tree)?;
+        let mut machine = Self {
+            tree: *tree,
+            behind: [Behind::default(); MAX_SMMUS],
+            count: 0,
+            bases: [0; MAX_SMMUS],
+            scratch,
+            spare: spare(tree, device_tree, scratch),
+            rounds,
+            started_ns: AtomicU64::new(0),
+        };
+        let order = machine.smmus_by_base();
+        for (root, index) in tree.roots.iter().zip(order) {
+            let functions = pci::enumerate(&Cpu, root).ok()?;
+            let Some(behind) = machine.behind.get_mut(index) else {
+                continue;
+            };
+            for function in functions.iter() {
+                match (function.vendor, function.device) {
+                    testdev::ID => behind.immediate = Some(*function),
+                    edu::ID => behind.delayed = Some(*function),
+                    _ if function.class == nvme::CLASS => behind.disk = Some(*function),
+                    _ => {}
+                }
+            }
+            machine.count += 1;
+        }
+        Some(machine)
+    }
+
+    /// Indexes of the SMMUs in hypercalls, by their registers' address. Root complexes in the order of their bus numbers have
+    /// SMMUs in the order of their addresses: that is how the machine is made, and what the first check of streams would disprove.
+    fn smmus_by_base(&mut self) -> [usize; MAX_SMMUS] {
+        for smmu in 0..MAX_SMMUS {
+            if let (Ok(description), Some(base)) = (self.describe_smmu(smmu), self.bases.get_mut(smmu)) {
+                *base = description.base;
+            }
+        }
+        let mut order: [usize; MAX_SMMUS] = [0, 1, 2, 3, 4, 5, 6, 7];
+        let bases = self.bases;
+        order.sort_unstable_by_key(|&smmu| match bases.get(smmu) {
+            None | Some(0) => u64::MAX,
+            Some(&base) => base,
+        });
+        order
+    }
+
+    /// How many SMMUs have devices.
+    pub fn smmu_count(&self) -> usize {
+        self.count
+    }
+
+    /// The device tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Affinities of all CPUs but this one.
+    pub fn other_cpus(&self) -> impl Iterator<Item = u64> + Clone + '_ {
+        let this = cpu::affinity();
+        let mut all = [None; smp::MAX_CPUS];
+        for (place, affinity) in all.iter_mut().zip(self.tree.cpus.iter()) {
+            *place = (affinity != this).then_some(affinity);
+        }
+        all.into_iter().flatten()
+    }
+
+    /// Prints what was found.
+    pub fn describe(&self) {
+        for (index, (behind, base)) in self.behind.iter().zip(self.bases).enumerate().take(self.count) {
+            for device in Device::ALL {
+                if let Some(function) = behind.get(device) {
+                    println!(
+                        "SMMU {index} at {base:#x}: {device:?} {:04x}:{:04x}, StreamID {:#x}, BAR 0 at {:#x}",
+                        function.vendor, function.device, function.requester, function.bar0
+                    );
+                }
+            }
+        }
+        for run in self.tree.reserved.iter() {
+            println!("the hypervisor has {:#x} bytes at {:#x}", run.size, run.start);
+        }
+        println!("the checks have {SCRATCH_BYTES:#x} bytes at {:#x}", self.scratch);
+    }
+
+    fn bar(&self, smmu: usize, device: Device) -> Option<u64> {
+        self.behind.get(smmu)?.get(device).map(|function| function.bar0)
+    }
+}
+
+/// The highest 16 MiB, aligned to 2 MiB, that nothing else is in.
+fn scratch(tree: &Tree, device_tree: Run) -> Option<u64> {
+    let mut best = None;
+    for ram in tree.memory.iter() {
+        let first = ram.start.next_multiple_of(BLOCK);
+        let mut at = (ram.start + ram.size).checked_sub(SCRATCH_BYTES)? / BLOCK * BLOCK;
+        // A block on each side stays out of the checks' ranges too: they look beside them.
+        while at > first {
+            let run = Run { start: at - BLOCK, size: SCRATCH_BYTES + 2 * BLOCK };
+            let taken = run.overlaps(mmu::image())
+                || run.overlaps(device_tree)
+                || tree.ramdisk.is_some_and(|ramdisk| run.overlaps(ramdisk))
+                || tree.reserved.iter().any(|reserved| run.overlaps(reserved));
+            let inside = run.start + run.size <= ram.start + ram.size;
+            if !taken && inside {
+                best = best.max(Some(at));
+                break;
+            }
+            at -= BLOCK;
+        }
+    }
+    best
+}
+
+/// The longest run of whole blocks below the checks' memory, a block away from it, that nothing else is in.
+fn spare(tree: &Tree, device_tree: Run, scratch: u64) -> Option<(u64, u64)> {
+    let ram = tree.memory.iter().find(|ram| ram.overlaps(Run { start: scratch, size: 1 }))?;
+    let end = scratch - BLOCK;
+    let taken = [Some(mmu::image()), Some(device_tree), tree.ramdisk];
+    let above = taken.into_iter().flatten().chain(tree.reserved.iter());
+    let above = above.map(|run| run.start + run.size).filter(|&last| last <= end);
+    let start = above.max().unwrap_or(ram.start).max(ram.start).next_multiple_of(BLOCK);
+    (start < end).then(|| (start, end - start))
+}
+
+/// Places of QEMU's `virt` that are not in the host's device tree, or that no device may reach.
+const DEVICES: [(&str, u64, bool); 12] = [
+    ("UART", 0x0900_0000, false),
+    ("RTC", 0x0901_0000, false),
+    ("flash", 0x0000_0000, false),
+    ("interrupt distributor", 0x0800_0000, false),
+    ("redistributor", 0x080a_0000, false),
+    ("ITS registers", 0x0808_0000, true),
+    ("fw_cfg", 0x0902_0000, true),
+    ("fw_cfg DMA", 0x0902_0010, true),
+    ("virtio-mmio, first", 0x0a00_0000, true),
+    ("virtio-mmio, middle", 0x0a00_1e00, true),
+    ("virtio-mmio, last", 0x0a00_3e00, true),
+    ("virtio-mmio, queue ready", 0x0a00_0040, true),
+];
+
+/// The PL011's identification register: readable, no side effect.
+const UART_PERIPHERAL_ID: u64 = 0x0900_0fe0;
+
+/// Offsets into an SMMU's registers: IDR0, CR0, GBPA, STRTAB_BASE, CMDQ_BASE, CMDQ_PROD, the last of page 0, EVENTQ_PROD of page 1.
+const SMMU_REGISTERS: [u64; 8] = [0x0, 0x20, 0x48, 0x80, 0x90, 0x98, 0xff8, 0x1_00a8];
+
+/// Samples of each run of the hypervisor's memory.
+const SAMPLES: u64 = 24;
+
+impl Machine {
+    fn hypervisor_memory(&self, index: usize) -> Option<Forbidden> {
+        let run = self.tree.reserved.iter().nth(index / SAMPLES as usize)?;
+        let sample = index as u64 % SAMPLES;
+        let offset = match sample {
+            0 => 0,
+            1 => run.size - 8,
+            _ => (run.size / SAMPLES * sample) & !7,
+        };
+        Some(Forbidden {
+            name: "hypervisor memory",
+            address: run.start + offset,
+            cpu_refused: true,
+            cpu_control: self.scratch,
+        })
+    }
+}
+
+impl Host for Machine {
+    fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
+        calls::hvc(id, arguments)
+    }
+
+    fn smmus(&self) -> usize {
+        self.count
+    }
+
+    fn stream(&self, smmu: usize, device: Device) -> Option<u32> {
+        self.behind.get(smmu)?.get(device).map(|function| u32::from(function.requester))
+    }
+
+    fn dma_write(&self, smmu: usize, address: u64) -> Dma {
+        let Some(bar) = self.bar(smmu, Device::Immediate) else {
+            return Dma::Unreachable;
+        };
+        // An old value of the same kind must not be taken for the one that is written now.
+        if (self.scratch..self.scratch + SCRATCH_BYTES).contains(&address) {
+            let _ = Cpu.write_u32(address, 0);
+        }
+        testdev::write(&Cpu, bar, address).unwrap_or(Dma::Unreachable)
+    }
+
+    fn start(&self, smmu: usize, transfer: Transfer) -> Result<(), Abort> {
+        let bar = self.bar(smmu, Device::Delayed).ok_or(Abort)?;
+        let _ = self.started_ns.compare_exchange(0, cpu::now_ns(), Ordering::Relaxed, Ordering::Relaxed);
+        edu::start(&Cpu, bar, transfer)
+    }
+
+    fn settle(&self) {
+        // The last transfer was started before now, so it is due a delay from now at the latest.
+        let begin = cpu::now_ns();
+        while cpu::now_ns() - begin < edu::DELAY_NS + 2 * MARGIN_NS {
+            core::hint::spin_loop();
+        }
+        self.started_ns.store(0, Ordering::Relaxed);
+    }
+
+    fn certainly_ahead(&self) -> bool {
+        let started = self.started_ns.load(Ordering::Relaxed);
+        started == 0 || cpu::now_ns() - started < edu::DELAY_NS - MARGIN_NS
+    }
+
+    fn under_way(&self, smmu: usize) -> bool {
+        self.bar(smmu, Device::Delayed).is_some_and(|bar| edu::under_way(&Cpu, bar) == Ok(true))
+    }
+
+    fn disk_round_trip(&self, smmu: usize, memory: u64, pattern: u64) -> Result<(), DiskError> {
+        let bar = self.bar(smmu, Device::Disk).ok_or(DiskError::Absent)?;
+        nvme::round_trip(&Cpu, bar, memory, pattern)
+    }
+
+    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort> {
+        Cpu.read_u32(address)
+    }
+
+    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
+        Cpu.write_u32(address, value)
+    }
+
+    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
+        Cpu.read_u64(address)
+    }
+
+    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
+        Cpu.write_u64(address, value)
+    }
+
+    fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
+    fn spare(&self) -> Option<(u64, u64)> {
+        self.spare
+    }
+
+    fn forbidden(&self, index: usize) -> Option<Forbidden> {
+        if let Some(&(name, address, cpu_refused)) = DEVICES.get(index) {
+            return Some(Forbidden { name, address, cpu_refused, cpu_control: UART_PERIPHERAL_ID });
+        }
+        let index = index - DEVICES.len();
+        if index < self.count * SMMU_REGISTERS.len() {
+            let (smmu, register) = (index / SMMU_REGISTERS.len(), index % SMMU_REGISTERS.len());
+            let address = self.bases.get(smmu)? + SMMU_REGISTERS.get(register)?;
+            return Some(Forbidden {
+                name: "SMMU registers",
+                address,
+                cpu_refused: true,
+                cpu_control: UART_PERIPHERAL_ID,
+            });
+        }
+        let index = index - self.count * SMMU_REGISTERS.len();
+        if index < self.count {
+            let address = self.bar(index, Device::Disk).or(self.bar(index, Device::Immediate))?;
+            return Some(Forbidden {
+                name: "another device's BAR",
+                address,
+                cpu_refused: false,
+                cpu_control: UART_PERIPHERAL_ID,
+            });
+        }
+        self.hypervisor_memory(index - self.count)
+    }
+
+    fn not_ram(&self) -> u64 {
+        // Between the platform devices and the PCI windows of QEMU's `virt` there is nothing.
+        0x0e00_0000
+    }
+
+    fn config_page(&self, smmu: usize, device: Device, index: usize) -> Option<u64> {
+        let function = self.behind.get(smmu)?.get(device)?;
+        let bridges = function.bridges.iter().flatten();
+        bridges.chain([&function.config_page]).nth(index).copied()
+    }
+
+    fn on_each_cpu(&self, job: &(dyn Fn(usize) + Sync)) -> usize {
+        match smp::run(self.other_cpus(), job) {
+            Ok(count) => count,
+            Err(smp::StartError::Refused(affinity, answer)) => {
+                println!("CPU_ON of {affinity:#x} answered {answer}");
+                1
+            }
+        }
+    }
+
+    fn rounds(&self) -> u32 {
+        self.rounds
+    }
+
+    fn ticks(&self) -> u64 {
+        cpu::ticks()
+    }
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        console::line(line);
+    }
+}
