@@ -13,7 +13,9 @@ fn main() {
     println!("cargo::rerun-if-changed={}", script.display());
     let script = format!("-T{}", script.display());
     // Position independent with `text` read-only: a relocation in code is an error, not a run-time patch.
-    for argument in [script.as_str(), "-pie", "--no-dynamic-linker", "-ztext", "-znorelro", "-zmax-page-size=4096"] {
+    for argument in
+        [script.as_str(), "-pie", "--no-dynamic-linker", "-ztext", "-znorelro", "-zmax-page-size=4096"]
+    {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
 }

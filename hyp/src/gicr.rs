@@ -9,6 +9,7 @@
 use crate::devicetree::Machine;
 use crate::list::List;
 use crate::platform::Platform;
+use crate::smmu::TIMEOUT_NS;
 use core::fmt;
 use smmuv3::address::{PhysAddr, PhysRange};
 
@@ -36,6 +37,13 @@ const TYPER_LPIS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 7;
 const TYPER_VLPIS: u32 = 1 << 1;
 /// GICR_TYPER.Last.
 const TYPER_LAST: u32 = 1 << 4;
+
+/// GITS_CTLR, at the start of an ITS's control frame (IHI 0069, 12.19).
+const GITS_CTLR: u64 = 0x0;
+/// GITS_CTLR.Enabled.
+const GITS_CTLR_ENABLED: u32 = 1 << 0;
+/// GITS_CTLR.Quiescent.
+const GITS_CTLR_QUIESCENT: u32 = 1 << 31;
 
 /// An access that the host made to a page which is absent from its stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,11 +97,13 @@ fn write_u32<P: Platform>(p: &P, frame_base: PhysAddr, offset: u64, value: u32) 
     p.write_register_u32(frame_base.offset(offset), value);
 }
 
-/// Why the Redistributors cannot be mediated. One sentence when displayed.
+/// Why the Redistributors cannot be mediated, or an ITS cannot be turned off. One sentence when displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GicrError {
     /// LPIs were enabled before the hypervisor started and cannot be turned off: the tables may be anywhere.
     LpisEnabled(PhysAddr),
+    /// The ITS at this address cannot be turned off: it may go on to read and write its tables.
+    ItsEnabled(PhysAddr),
     /// A region ends before the Redistributor at this address does.
     CutOff(PhysAddr),
     /// There are more frames than the hypervisor has room for.
@@ -108,6 +118,9 @@ impl fmt::Display for GicrError {
         match self {
             Self::LpisEnabled(frame) => {
                 write!(f, "the Redistributor at {frame} has LPIs enabled and does not let go of them")
+            }
+            Self::ItsEnabled(base) => {
+                write!(f, "the ITS at {base} is on, or not quiescent, and cannot be turned off")
             }
             Self::CutOff(frame) => write!(f, "the Redistributor at {frame} does not fit into its region"),
             Self::TooMany { limit } => write!(f, "more than {limit} Redistributor frames are not supported"),
@@ -202,6 +215,35 @@ fn turn_lpis_off<P: Platform>(p: &P, base: PhysAddr) -> Result<(), GicrError> {
     p.write_register_u32(base.offset(CTLR), ctlr & !CTLR_ENABLE_LPIS);
     if p.read_register_u32(base.offset(CTLR)) & CTLR_ENABLE_LPIS != 0 {
         return Err(GicrError::LpisEnabled(base));
+    }
+    Ok(())
+}
+
+/// Turns every ITS off, which like a Redistributor reads and writes tables in memory with no SMMU in front of it,
+/// and waits at most [`TIMEOUT_NS`] for each to be quiescent. Called once, before the host runs.
+///
+/// # Errors
+/// [`GicrError::ItsEnabled`]; those after it are as they were.
+pub fn turn_its_off<P: Platform>(p: &P, machine: &Machine) -> Result<(), GicrError> {
+    for its in machine.its.iter() {
+        let register = its.start().offset(GITS_CTLR);
+        let ctlr = p.read_register_u32(register);
+        if ctlr & GITS_CTLR_ENABLED != 0 {
+            p.write_register_u32(register, ctlr & !GITS_CTLR_ENABLED);
+        }
+        let start = p.now_ns();
+        loop {
+            // Read before the value, so that a last look follows a long pause.
+            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
+            let ctlr = p.read_register_u32(register);
+            if ctlr & (GITS_CTLR_ENABLED | GITS_CTLR_QUIESCENT) == GITS_CTLR_QUIESCENT {
+                break;
+            }
+            if late {
+                return Err(GicrError::ItsEnabled(its.start()));
+            }
+            p.relax();
+        }
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ use crate::iommu::{Iommu, Refused};
 use crate::list::List;
 use crate::memory::pool::{PAGE_LOG2, Pool};
 use crate::memory::{CachesFailed, Context, HeldSet, IoCaches, Layout, LayoutError, Ownership, Progress};
+use crate::pci::RootBridges;
 use crate::platform::Platform;
 use crate::smmu::{self, StartError};
 
@@ -53,7 +54,7 @@ pub enum BootError {
     Smmu(StartError),
     /// There is none: no device would be kept from anything.
     NoSmmu,
-    /// The Redistributors cannot be mediated.
+    /// The Redistributors cannot be mediated, or an ITS cannot be turned off.
     Gicr(GicrError),
     /// The host's address space cannot be laid out.
     Layout(LayoutError),
@@ -111,6 +112,7 @@ pub struct Hypervisor<P: Platform> {
     pub(crate) platform: P,
     machine: Option<Machine>,
     redistributors: Option<Redistributors>,
+    root_bridges: RootBridges,
     pub(crate) pool: Pool,
     pub(crate) iommu: Iommu,
     pub(crate) memory: Mutex<Ownership>,
@@ -132,6 +134,7 @@ impl<P: Platform> Hypervisor<P> {
             platform,
             machine: None,
             redistributors: None,
+            root_bridges: RootBridges::new(),
             pool: Pool::new(),
             iommu: Iommu::new(),
             memory: Mutex::new(Ownership::new()),
@@ -162,6 +165,7 @@ impl<P: Platform> Hypervisor<P> {
         if boot.machine.smmus.is_empty() {
             return Err(BootError::NoSmmu);
         }
+        gicr::turn_its_off(p, boot.machine)?;
         let redistributors = Redistributors::find(p, boot.machine)?;
         let format = iommu.probe(p, bases())?;
 
@@ -187,6 +191,10 @@ impl<P: Platform> Hypervisor<P> {
         self.range_invalidation = iommu.set().features().all(|features| features.range_invalidation);
         self.io_granule = format.granule;
         self.io_blocks = format.blocks != Blocks::Never;
+        self.root_bridges = RootBridges::find(p, boot.machine);
+        if self.root_bridges.are_too_many() {
+            log::warn!("the root buses have too many PCI bridges: no guest can have a stream");
+        }
         self.redistributors = Some(redistributors);
         self.machine = Some(boot.machine.clone());
         Ok(())
@@ -210,6 +218,11 @@ impl<P: Platform> Hypervisor<P> {
     /// What the device tree said, once started.
     pub(crate) const fn machine(&self) -> Option<&Machine> {
         self.machine.as_ref()
+    }
+
+    /// The bridges on the root buses, as they were before the host ran.
+    pub(crate) const fn root_bridges(&self) -> &RootBridges {
+        &self.root_bridges
     }
 
     /// Deals with a stage-2 abort of the host. Bounded, and never fails: what cannot be helped is injected.

@@ -7,24 +7,32 @@
 //! Bus numbers that do not form a tree inside the root bus's range, or with which a second function could
 //! have the same Requester ID, are refused.
 //!
+//! Root buses can share one configuration space, where a bridge of another root bus could claim the function's
+//! bus and answer for it, or even a root bus, and hide the bridges that are on it. So the bridges on all root buses
+//! are found before the host runs ([`RootBridges`]) and are all held before anything is read, and what is behind
+//! those of the other root buses is held and checked before the function's.
+//!
 //! Section numbers are those of the PCI Express Base Specification, revision 5.0.
 
 mod bars;
 mod config;
+mod root;
 
-use crate::devicetree::{IommuMap, Machine, PcieNode};
+pub use root::RootBridges;
+
+use crate::devicetree::{Machine, PcieNode};
 use crate::list::List;
 use crate::platform::Platform;
 use abi::Status;
-use config::{Config, Header};
+use config::{Config, Header, next_on_bus};
 use core::fmt;
 use smmuv3::address::PhysRange;
 
-/// The most bridges that one root bus may have.
-const MAX_BRIDGES: usize = 32;
-/// The most configuration registers that one walk reads, so that a hypercall stays bounded whatever a device
-/// answers.
-const MAX_READS: u32 = 4096;
+/// The most bridges that all root buses may have. To hold one for the first time costs some 2,000 instructions.
+const MAX_BRIDGES: usize = 48;
+/// The most configuration registers that one call reads, at some 40 instructions each, so that a hypercall stays
+/// bounded whatever a device answers. Enough for 16 root buses with 48 bridges and 280 functions.
+const MAX_READS: u32 = 3072;
 
 /// A PCI function: a root bus of the machine, and a Requester ID on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,13 +52,16 @@ impl fmt::Display for Function {
 /// Why a function cannot be given to a guest. One sentence when displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PciError {
-    /// No PCI function has this StreamID, or it is a bridge, or a virtual function.
+    /// No PCI function has this StreamID, or it is a bridge, or a virtual function, or its root bus is unprotected.
     NotFound,
-    /// More than one Requester ID has this StreamID, or the map has a mask, so that others may have it.
+    /// More than one Requester ID has this StreamID, or the map has a mask, so that others may have it, or another
+    /// root bus maps a Requester ID to it, be it one of a bus that is not its own.
     Ambiguous,
     /// The bridge with this Requester ID has bus numbers that are reversed, loop, overlap another's, or leave
     /// the root bus's range.
     BusNumbers(u16),
+    /// Another function answers in the place of the root bus's bridge with this Requester ID.
+    Hidden(u16),
     /// The bridge with this Requester ID has no bus numbers, and what is behind it could send with the
     /// function's Requester ID.
     Unnumbered(u16),
@@ -70,7 +81,7 @@ impl PciError {
             Self::NotFound | Self::Ambiguous | Self::Conventional(_) | Self::EnhancedAllocation => {
                 Status::UnknownStream
             }
-            Self::BusNumbers(_) | Self::Unnumbered(_) => Status::Busy,
+            Self::BusNumbers(_) | Self::Hidden(_) | Self::Unnumbered(_) => Status::Busy,
             Self::TooMany => Status::NoSpace,
         }
     }
@@ -82,6 +93,7 @@ impl fmt::Display for PciError {
             Self::NotFound => f.write_str("no PCI function that a guest can have has this StreamID"),
             Self::Ambiguous => f.write_str("more than one Requester ID has this StreamID"),
             Self::BusNumbers(rid) => write!(f, "the bridge {rid:#06x} has bus numbers that form no tree"),
+            Self::Hidden(rid) => write!(f, "another function answers for the bridge {rid:#06x}"),
             Self::Unnumbered(rid) => write!(f, "the bridge {rid:#06x} has no bus numbers"),
             Self::Conventional(rid) => write!(f, "the bridge {rid:#06x} is not a PCI Express port"),
             Self::EnhancedAllocation => f.write_str("the function has memory that no BAR shows"),
@@ -116,8 +128,8 @@ pub fn find_function(machine: &Machine, smmu: usize, stream: u32) -> Result<Func
     let smmu = machine.smmus.get(smmu).ok_or(PciError::NotFound)?;
     let mut found = None;
     for (node, pcie) in machine.pcie.iter().enumerate() {
-        for map in pcie.iommu_map.iter().filter(|map| map.phandle == smmu.phandle && smmu.phandle != 0) {
-            let Some(rid) = rid_of(pcie, map, stream) else { continue };
+        let buses = pcie.first_bus..=pcie.last_bus;
+        for rid in rids_of(pcie, smmu.phandle, stream).filter(|rid| buses.contains(&bus_of(*rid))) {
             // With a mask, several Requester IDs share a StreamID.
             if pcie.iommu_map_mask != 0xffff || found.is_some() {
                 return Err(PciError::Ambiguous);
@@ -125,49 +137,72 @@ pub fn find_function(machine: &Machine, smmu: usize, stream: u32) -> Result<Func
             found = Some(Function { node, rid });
         }
     }
-    found.ok_or(PciError::NotFound)
+    let found = found.ok_or(PciError::NotFound)?;
+    // What sends with a Requester ID of a foreign bus still goes through its own root bus's map.
+    let mut others = machine.pcie.iter().enumerate().filter(|(node, _)| *node != found.node);
+    if others.any(|(_, pcie)| rids_of(pcie, smmu.phandle, stream).next().is_some()) {
+        return Err(PciError::Ambiguous);
+    }
+    Ok(found)
 }
 
-fn rid_of(pcie: &PcieNode, map: &IommuMap, stream: u32) -> Option<u16> {
-    let offset = stream.checked_sub(map.stream_base).filter(|offset| *offset < map.length)?;
-    let rid = u16::try_from(map.rid_base.checked_add(offset)?).ok()?;
-    (pcie.first_bus..=pcie.last_bus).contains(&bus_of(rid)).then_some(rid)
+/// The Requester IDs, of any bus, that have this StreamID on an SMMU through a root bus's map.
+fn rids_of(pcie: &PcieNode, phandle: u32, stream: u32) -> impl Iterator<Item = u16> {
+    let maps = pcie.iommu_map.iter().filter(move |map| map.phandle == phandle && phandle != 0);
+    maps.filter_map(move |map| {
+        let offset = stream.checked_sub(map.stream_base).filter(|offset| *offset < map.length)?;
+        u16::try_from(map.rid_base.checked_add(offset)?).ok()
+    })
 }
 
 const fn bus_of(rid: u16) -> u8 {
     (rid >> 8) as u8
 }
 
-/// Walks every bridge of the function's root bus and the function, and calls `hold` with each range that must
-/// leave the host's stage 2, a multiple of 4 KiB: configuration pages before they are read for what the host
+/// Walks every bridge of the machine's protected root buses, those of the function's last, and the function, and
+/// calls `hold` with each range that must leave the host's stage 2, a multiple of 4 KiB: the configuration pages of
+/// the bridges on all root buses (`roots`) before any register is read, others before they are read for what the host
 /// could change, then the function's BARs. When `hold` returns, no CPU of the host can reach the range any
 /// more. A range can overlap ones that are held already, for this or for another function: `hold` counts.
 ///
 /// The function's BARs are sized while its memory and I/O decoding is off; the BARs and the Command register
-/// are as before on return. At most about 4,100 configuration registers are read, and `hold` is called 40
+/// are as before on return. At most about 3,100 configuration registers are read, and `hold` is called 56
 /// times at most.
 ///
-/// Calls for functions of one root bus must not run at the same time.
+/// Calls must not run at the same time.
 ///
 /// # Errors
 /// [`HoldError`]; no register has changed, and the caller releases what this call held.
 pub fn hold_function<P: Platform, E>(
     p: &P,
     machine: &Machine,
+    roots: &RootBridges,
     function: Function,
     hold: &mut impl FnMut(PhysRange) -> Result<(), E>,
 ) -> Result<(), HoldError<E>> {
     let node = machine.pcie.get(function.node).ok_or(PciError::NotFound)?;
-    let mut walk =
-        Walk { config: Config::new(p, node, MAX_READS), target: bus_of(function.rid), buses: List::new() };
-    walk.bridges(node, hold)?;
-    if !walk.buses.iter().any(|bus| bus.number == walk.target) {
+    let target = bus_of(function.rid);
+    if !roots.has_node(function.node) {
+        return Err(PciError::NotFound.into());
+    }
+    let mut config = Config::new(p, node, MAX_READS);
+    roots.hold(machine, &mut config, hold)?;
+    let mut walk = Walk { config, roots, target: None, bridges: roots.count(), buses: List::new() };
+    for (index, other) in machine.pcie.iter().enumerate() {
+        // Of an unprotected root bus the host can change nothing.
+        if index != function.node && roots.has_node(index) {
+            walk.bridges(index, other, hold)?;
+        }
+    }
+    walk.target = Some(target);
+    walk.bridges(function.node, node, hold)?;
+    if !walk.buses.iter().any(|bus| bus.number == target) {
         return Err(PciError::NotFound.into());
     }
     let config = &mut walk.config;
-    if config.header(function.rid)? != Some(Header::Endpoint) {
+    let Some((Header::Endpoint, _)) = config.header(function.rid)? else {
         return Err(PciError::NotFound.into());
-    }
+    };
     let page = config.page(function.rid).ok_or(PciError::NotFound)?;
     hold(page).map_err(HoldError::Hold)?;
     if config.capability(function.rid, config::ENHANCED_ALLOCATION)?.is_some() {
@@ -193,46 +228,50 @@ struct Bus {
 
 struct Walk<'a, P> {
     config: Config<'a, P>,
-    /// The bus of the function.
-    target: u8,
-    /// Breadth first: the buses after the one that is being read are still to be read.
+    /// Those that are held already.
+    roots: &'a RootBridges,
+    /// The bus of the function, if it is on the root bus that is walked.
+    target: Option<u8>,
+    /// Bridges so far, of all root buses: first those on them.
+    bridges: usize,
+    /// Of the root bus that is walked, breadth first: the buses after the one that is being read are still to be read.
     buses: List<Bus, { MAX_BRIDGES + 1 }>,
 }
 
-impl<P: Platform> Walk<'_, P> {
+impl<'a, P: Platform> Walk<'a, P> {
+    /// Holds and checks the bridges of a root bus.
     fn bridges<E>(
         &mut self,
-        node: &PcieNode,
+        index: usize,
+        node: &'a PcieNode,
         hold: &mut impl FnMut(PhysRange) -> Result<(), E>,
     ) -> Result<(), HoldError<E>> {
         let root = Bus { number: node.first_bus, last: node.last_bus, parent: node.first_bus };
+        self.config.enter(node);
+        self.buses.clear();
         self.buses.push(root).map_err(|_| PciError::TooMany)?;
         let mut next = 0;
-        let mut bridges = 0;
         while let Some(bus) = self.buses.get(next).copied() {
             next += 1;
-            for device in 0..32_u16 {
-                for function in 0..8_u16 {
-                    let rid = u16::from(bus.number) << 8 | device << 3 | function;
-                    match self.config.header(rid)? {
-                        // Without function 0 there is no device (7.5.1.1.9 of the header type).
-                        None if function == 0 => break,
-                        None => {}
-                        Some(Header::Endpoint) => self.config.capture_bus_number(rid)?,
-                        Some(Header::Bridge) => {
-                            bridges += 1;
-                            if bridges > MAX_BRIDGES {
-                                return Err(PciError::TooMany.into());
-                            }
-                            let page = self.config.page(rid).ok_or(PciError::NotFound)?;
-                            hold(page).map_err(HoldError::Hold)?;
-                            self.config.capture_bus_number(rid)?;
-                            self.bridge(bus, rid)?;
-                        }
+            let mut at = Some(u16::from(bus.number) << 8);
+            while let Some(rid) = at {
+                let found = self.config.header(rid)?;
+                at = next_on_bus(rid, found);
+                let Some((header, _)) = found else { continue };
+                if header == Header::Bridge && !self.roots.contains(index, rid) {
+                    self.bridges += 1;
+                    if self.bridges > MAX_BRIDGES {
+                        return Err(PciError::TooMany.into());
                     }
-                    if function == 0 && !self.config.is_multi_function(rid)? {
-                        break;
-                    }
+                    let page = self.config.page(rid).ok_or(PciError::NotFound)?;
+                    hold(page).map_err(HoldError::Hold)?;
+                }
+                // Whatever number a function of another root bus has captured, it sends through another map.
+                if self.target.is_some() {
+                    self.config.capture_bus_number(rid)?;
+                }
+                if header == Header::Bridge {
+                    self.bridge(bus, rid)?;
                 }
             }
         }
@@ -241,22 +280,23 @@ impl<P: Platform> Walk<'_, P> {
 
     /// Checks the bus numbers of a bridge that is held, and adds the bus behind it.
     fn bridge(&mut self, on: Bus, rid: u16) -> Result<(), PciError> {
-        let [_, secondary, subordinate, _] = self.config.read(rid, config::BUS_NUMBERS)?.to_le_bytes();
-        if secondary == 0 {
+        let Some((secondary, subordinate)) = self.config.bus_numbers(rid, on.number, on.last)? else {
             // It forwards no configuration request, so what is behind it cannot be looked at. It may still
             // send: with the bus number that it had when it was last reached, or with 0.
+            // Under another root bus it sends through another map.
+            let Some(target) = self.target else { return Ok(()) };
             let forwards = self.config.read(rid, config::COMMAND)? & config::COMMAND_BUS_MASTER != 0;
-            return if forwards || self.target == 0 { Err(PciError::Unnumbered(rid)) } else { Ok(()) };
-        }
-        let inside = on.number < secondary && secondary <= subordinate && subordinate <= on.last;
+            return if forwards || target == 0 { Err(PciError::Unnumbered(rid)) } else { Ok(()) };
+        };
         let overlaps = self.buses.iter().any(|other| {
             let is_sibling = other.parent == on.number && other.number != on.number;
             is_sibling && other.number <= subordinate && secondary <= other.last
         });
-        if !inside || overlaps {
+        if overlaps {
             return Err(PciError::BusNumbers(rid));
         }
-        if (secondary..=subordinate).contains(&self.target) && !self.config.is_express_port(rid)? {
+        let is_above = self.target.is_some_and(|target| (secondary..=subordinate).contains(&target));
+        if is_above && !self.config.is_express_port(rid)? {
             return Err(PciError::Conventional(rid));
         }
         let bus = Bus { number: secondary, last: subordinate, parent: on.number };

@@ -71,7 +71,7 @@ fn smmus<H: Host>(host: &H) -> Outcome {
 
 fn statistics<H: Host>(host: &H) -> Outcome {
     unit(host)?;
-    for statistic in Statistic::ALL {
+    for &statistic in Statistic::ALL {
         let value = good("STATISTICS", host.statistic(statistic))?;
         let bad = matches!(statistic, Statistic::QuarantinedPages | Statistic::DeadSmmus);
         if bad && value != 0 {

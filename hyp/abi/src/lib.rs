@@ -6,18 +6,22 @@
 //! [`Status`] in `X0` and up to four results in `X1` to `X4`. `X5` to `X17` are preserved as SMCCC 1.1 says.
 //!
 //! Unless a call says otherwise: addresses and sizes are in bytes, both must be multiples of the ownership unit
-//! that [`Function::Features`] reports, and **a call that does not return [`Status::Success`] has changed nothing**.
+//! that [`Function::Features`] reports, and **a call that does not return [`Status::Success`] has changed nothing**; only
+//! [`Status::Hardware`] may leave pages quarantined. While the machine is being reset or turned off, every call but
+//! `CALL_UID`, `VERSION` and `FEATURES` answers [`Status::Busy`].
 
 #![no_std]
 #![forbid(unsafe_code)]
 
 mod function;
 mod handle;
+mod statistic;
 mod status;
 mod table;
 
 pub use function::Function;
 pub use handle::{DomainHandle, GuestHandle, Recipient};
+pub use statistic::Statistic;
 pub use status::Status;
 pub use table::{Argument, Call, TABLE};
 
@@ -39,54 +43,4 @@ pub mod features {
     pub const RANGE_INVALIDATION: u64 = 1 << 0;
     /// The I/O page tables use block descriptors, split and joined in place (IDR3.BBML on every SMMU).
     pub const IO_BLOCKS: u64 = 1 << 1;
-}
-
-/// Counters of [`Function::Statistics`], by index.
-///
-/// Each is a 64-bit count since boot unless its name ends in a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Statistic {
-    /// Pages that are in nobody's hands because hardware failed while they changed owner.
-    QuarantinedPages = 0,
-    /// Commands posted to all SMMUs' command queues, CMD_SYNC included.
-    Commands = 1,
-    /// CMD_SYNC commands posted to all SMMUs.
-    Syncs = 2,
-    /// Events read from all SMMUs' event queues.
-    Events = 3,
-    /// Events lost: a hardware queue overflowed, or the ring at EL2 was full.
-    EventsLost = 4,
-    /// GERROR conditions acknowledged.
-    GlobalErrors = 5,
-    /// SMMUs that failed for good and abort every transaction.
-    DeadSmmus = 6,
-    /// Stage-2 aborts injected into EL1.
-    InjectedAborts = 7,
-    /// Generic timer ticks from EL2's entry on the first CPU to its first exception return to EL1.
-    BootTicks = 8,
-    /// Pages that hold page tables, stream tables and queues.
-    TablePages = 9,
-    /// Accesses to mediated interrupt-controller registers that EL2 emulated.
-    EmulatedAccesses = 10,
-    /// Bytes of the page tables that hold the host's stage 2 and the shared I/O page table.
-    HostTableBytes = 11,
-}
-
-impl Statistic {
-    /// Every counter, in the order of its index.
-    pub const ALL: [Self; 12] = [
-        Self::QuarantinedPages,
-        Self::Commands,
-        Self::Syncs,
-        Self::Events,
-        Self::EventsLost,
-        Self::GlobalErrors,
-        Self::DeadSmmus,
-        Self::InjectedAborts,
-        Self::BootTicks,
-        Self::TablePages,
-        Self::EmulatedAccesses,
-        Self::HostTableBytes,
-    ];
 }

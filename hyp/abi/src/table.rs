@@ -248,17 +248,17 @@ pub const TABLE: &[Call] = &[
         doc: "How EL2's page pool stands.",
         arguments: &[],
         results: &[
-            register("free", "free pages of 4 KiB"),
+            register("free", "free pages of 4 KiB, without the few that are kept for top ups"),
             register("total", "all pages of the pool"),
             register("donated", "pages of it that the host gave"),
-            register("free_donated", "pages that the host gave and that are free to be taken back"),
+            register("free_donated", "pages that the host gave and that are free to be taken back, without those kept for top ups"),
         ],
         errors: &[],
     },
     Call {
         function: Function::PoolTopUp,
         name: "POOL_TOP_UP",
-        doc: "The host gives pages to EL2's pool. They leave the host's stage 2 and the host's domain and are wiped, as with a donation. Each page must be the host's and not shared.",
+        doc: "The host gives pages to EL2's pool. They leave the host's stage 2 and the host's domain and are wiped, as with a donation. Each page must be the host's and not shared. A few pages are kept for the tables that a top up itself may need, so an empty pool can be filled: after `NO_MEMORY` top up and repeat until the call works, with pages that are neighbours or with whole blocks of 2 MiB.",
         arguments: &[START, SIZE],
         results: &[DONE],
         errors: &[

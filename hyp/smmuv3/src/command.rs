@@ -39,9 +39,35 @@ pub const COMMAND_BYTES: u64 = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Command(pub [u64; 2]);
 
-/// The range of a `TLBI` by address: which leaves it covers (4.4.1).
-///
-/// Without range invalidation all but the address are 0.
+/// What a `TLBI` by address says about the leaves that it covers (4.4.1): Leaf, TTL and TG, as they stand in word 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeafHints(u64);
+
+impl LeafHints {
+    /// * `tg`: 0 no hint and no range, 1 4 KiB, 2 16 KiB, 3 64 KiB.
+    /// * `ttl`: 0 no hint, else the level of the leaves (1 to 3).
+    /// * `leaf`: only leaves, not the tables above them.
+    pub const fn new(tg: u8, ttl: u8, leaf: bool) -> Self {
+        Self(leaf as u64 | ((ttl & 3) as u64) << 8 | ((tg & 3) as u64) << 10)
+    }
+
+    /// TG.
+    pub const fn tg(self) -> u8 {
+        (self.0 >> 10) as u8 & 3
+    }
+
+    /// TTL.
+    pub const fn ttl(self) -> u8 {
+        (self.0 >> 8) as u8 & 3
+    }
+
+    /// Leaf.
+    pub const fn leaf(self) -> bool {
+        self.0 & 1 != 0
+    }
+}
+
+/// The range of a `TLBI` by address (4.4.1). Without range invalidation NUM, SCALE, TG and TTL are 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TlbiRange {
     /// First address; bits below the granule are 0.
@@ -50,12 +76,8 @@ pub struct TlbiRange {
     pub num: u8,
     /// SCALE: a run is `1 << scale` pages, 0 to 39.
     pub scale: u8,
-    /// TG: 0 no hint, 1 4 KiB, 2 16 KiB, 3 64 KiB.
-    pub tg: u8,
-    /// TTL: 0 no hint, else the level of the leaves (1 to 3).
-    pub ttl: u8,
-    /// Only leaves, not the tables above them.
-    pub leaf: bool,
+    /// Which leaves.
+    pub hints: LeafHints,
 }
 
 impl Command {
@@ -111,7 +133,7 @@ impl Command {
                 | (range.num as u64) << 12
                 | (range.scale as u64) << 20
                 | (vmid as u64) << 32,
-            range.leaf as u64 | (range.ttl as u64) << 8 | (range.tg as u64) << 10 | range.address,
+            range.address | range.hints.0,
         ])
     }
 
@@ -174,9 +196,9 @@ mod tests {
         assert_eq!(Command::tlbi_s12_vmall(7).0, [0x7_0000_0028, 0]);
         assert_eq!(Command::sync().0, [0x46, 0]);
         assert_eq!(Command::atc_inv(0x10, 0x8000_0000, 3).0, [0x10_0000_0040, 0x8000_0003]);
-        let range = TlbiRange { address: 0x4020_0000, num: 0, scale: 9, tg: 1, ttl: 0, leaf: false };
+        let range = TlbiRange { address: 0x4020_0000, num: 0, scale: 9, hints: LeafHints::new(1, 0, false) };
         assert_eq!(Command::tlbi_s2_ipa(2, range).0, [0x2_0090_002a, 0x4020_0400]);
-        let page = TlbiRange { address: 0x4020_0000, num: 0, scale: 0, tg: 1, ttl: 3, leaf: true };
+        let page = TlbiRange { address: 0x4020_0000, num: 0, scale: 0, hints: LeafHints::new(1, 3, true) };
         assert_eq!(Command::tlbi_s2_ipa(2, page).0, [0x2_0000_002a, 0x4020_0701]);
     }
 }

@@ -128,7 +128,7 @@ impl Gather {
     }
 
     /// After a complete invalidation: gives all freed tables back and starts anew.
-    pub fn give_freed<M: Memory, P: TablePages>(&mut self, memory: &M, pages: &mut P) {
+    pub fn give_freed<M: Memory>(&mut self, memory: &M, pages: &mut dyn TablePages) {
         while let Some(table) = self.take_freed(memory) {
             pages.give(table);
         }

@@ -14,7 +14,7 @@ use crate::command::Command;
 use crate::gather::Gather;
 use crate::memory::Memory;
 use crate::pgtable::Granule;
-use crate::range::Plan;
+use crate::range::Ranges;
 
 /// Most SMMUs of a machine, and so most tags of a domain.
 pub const MAX_SMMUS: usize = 64;
@@ -180,7 +180,7 @@ pub fn invalidate<Q: Queues>(
     match length {
         0 => Ok(()),
         // Room for few tickets is made sooner.
-        1..=8 => walk::<Q, 8>(queues, entries, gather, granule),
+        1..=4 => walk::<Q, 4>(queues, entries, gather, granule),
         _ => walk::<Q, MAX_SMMUS>(queues, entries, gather, granule),
     }
 }
@@ -196,14 +196,19 @@ fn walk<Q: Queues, const N: usize>(
     let mut tickets = [Q::Ticket::default(); N];
     let mut posted = 0u64;
     let mut outcome = Ok(());
+    let ranges = Ranges::new(gather, granule);
     for ((smmu, entry), place) in entries.iter().enumerate().zip(&mut tickets) {
         let (vmid, users) = unpack(entry.load(Ordering::Acquire));
         if users == 0 {
             continue;
         }
-        let result = match Plan::new(gather, granule, queues.range_invalidation(smmu)) {
-            Plan::Unsized => queues.post(smmu, core::iter::once(Command::tlbi_s12_vmall(vmid))),
-            Plan::Ranges(ranges) => queues.post(smmu, ranges.map(|range| Command::tlbi_s2_ipa(vmid, range))),
+        let result = if queues.range_invalidation(smmu) {
+            queues.post(smmu, ranges.map(|range| Command::tlbi_s2_ipa(vmid, range)))
+        } else {
+            match Ranges::one_by_one(gather, granule) {
+                Some(leaves) => queues.post(smmu, leaves.map(|range| Command::tlbi_s2_ipa(vmid, range))),
+                None => queues.post(smmu, core::iter::once(Command::tlbi_s12_vmall(vmid))),
+            }
         };
         match result {
             Ok(ticket) => {
@@ -213,12 +218,12 @@ fn walk<Q: Queues, const N: usize>(
             Err(fault) => outcome = outcome.and(Err(InvalidationFailed { smmu, fault })),
         }
     }
-    for (smmu, ticket) in tickets.into_iter().enumerate() {
+    for (smmu, ticket) in tickets.iter().enumerate() {
         if posted >> smmu == 0 {
             break;
         }
         if posted >> smmu & 1 == 1
-            && let Err(fault) = queues.wait(smmu, ticket)
+            && let Err(fault) = queues.wait(smmu, *ticket)
         {
             outcome = outcome.and(Err(InvalidationFailed { smmu, fault }));
         }

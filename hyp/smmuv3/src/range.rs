@@ -1,68 +1,51 @@
 //! Range invalidation: how a gathered change becomes `TLBI` by address (IHI 0070, 4.4.1).
 
-use crate::command::TlbiRange;
+use crate::command::{LeafHints, TlbiRange};
 use crate::gather::Gather;
 use crate::pgtable::Granule;
 
-/// How a change is invalidated.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Plan {
-    /// By the tag alone: the whole address space, or more commands than that is worth.
-    Unsized,
-    /// By address.
-    Ranges(Ranges),
-}
-
 /// The ranges that cover a change, in ascending order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ranges {
     address: u64,
     /// Strides still to cover.
     remaining: u64,
     /// log2 of the bytes of a stride: the granule with range invalidation, one leaf without.
     stride_log2: u8,
-    /// Template: TG, TTL and Leaf. TG 0 says that the SMMU has no range invalidation.
-    hints: TlbiRange,
+    /// TG 0 says that the SMMU has no range invalidation.
+    hints: LeafHints,
 }
 
-impl Plan {
-    /// The plan for what `gather` has collected, in a table of `granule`, on an SMMU that has range invalidation
-    /// (IDR3.RIL) or not. The gather is not empty.
-    pub fn new(gather: &Gather, granule: Granule, range_invalidation: bool) -> Self {
+impl Ranges {
+    /// What covers the change that `gather` has collected in a table of `granule`, for an SMMU that has range
+    /// invalidation (IDR3.RIL). The gather is not empty.
+    #[inline]
+    pub fn new(gather: &Gather, granule: Granule) -> Self {
         let page_log2 = granule.log2();
         let first = gather.first() & !(granule.bytes() - 1);
-        let span = gather.last() - first;
-        let pages = (span >> page_log2) + 1;
+        let pages = (gather.last().wrapping_sub(first) >> page_log2) + 1;
         let leaf_level = gather.leaf_level();
-        let leaf = leaf_level.is_some();
-        if range_invalidation {
-            let ttl = leaf_level.unwrap_or(0);
-            // NUM = SCALE = TTL = 0 is reserved: without a level one page is invalidated as two.
-            let strides = if ttl == 0 && pages % 32 == 1 { pages + 1 } else { pages };
-            let tg = (page_log2 - 10) / 2;
-            Self::Ranges(Ranges {
-                address: first,
-                remaining: strides,
-                stride_log2: page_log2,
-                hints: TlbiRange { address: 0, num: 0, scale: 0, tg, ttl, leaf },
-            })
-        } else {
-            let level_log2 = page_log2 - 3;
-            let stride_log2 = match leaf_level {
-                Some(level) => page_log2 + level_log2 * (3 - level.min(3)),
-                None => page_log2,
-            };
-            let strides = (span >> stride_log2) + 1;
-            if strides >= 1 << level_log2 {
-                return Self::Unsized;
-            }
-            Self::Ranges(Ranges {
-                address: first,
-                remaining: strides,
-                stride_log2,
-                hints: TlbiRange { address: 0, num: 0, scale: 0, tg: 0, ttl: 0, leaf },
-            })
-        }
+        let ttl = leaf_level.unwrap_or(0);
+        // NUM = SCALE = TTL = 0 is reserved: without a level one page is invalidated as two.
+        let remaining = if ttl == 0 && pages % 32 == 1 { pages + 1 } else { pages };
+        let hints = LeafHints::new((page_log2 - 10) / 2, ttl, leaf_level.is_some());
+        Self { address: first, remaining, stride_log2: page_log2, hints }
+    }
+
+    /// As [`Ranges::new`], for an SMMU without range invalidation: one command a leaf. `None` when these would be so many
+    /// that the whole tag is better invalidated.
+    pub fn one_by_one(gather: &Gather, granule: Granule) -> Option<Self> {
+        let page_log2 = granule.log2();
+        let level_log2 = page_log2 - 3;
+        let first = gather.first() & !(granule.bytes() - 1);
+        let leaf_level = gather.leaf_level();
+        let stride_log2 = match leaf_level {
+            Some(level) => page_log2 + level_log2 * (3 - level.min(3)),
+            None => page_log2,
+        };
+        let strides = (gather.last().wrapping_sub(first) >> stride_log2) + 1;
+        let hints = LeafHints::new(0, 0, leaf_level.is_some());
+        (strides < 1 << level_log2).then_some(Self { address: first, remaining: strides, stride_log2, hints })
     }
 }
 
@@ -74,18 +57,16 @@ impl Iterator for Ranges {
         if self.remaining == 0 {
             return None;
         }
-        let mut range = self.hints;
-        range.address = self.address;
-        let strides = if self.hints.tg == 0 {
-            1
-        } else {
+        let mut range = TlbiRange { address: self.address, num: 0, scale: 0, hints: self.hints };
+        let mut strides = 1;
+        if self.hints.tg() != 0 {
             let scale = self.remaining.trailing_zeros();
             let runs = self.remaining >> scale & 31;
             range.scale = scale as u8;
-            range.num = (runs - 1) as u8;
-            runs << scale
-        };
-        self.remaining -= strides;
+            range.num = runs.wrapping_sub(1) as u8;
+            strides = runs << scale;
+        }
+        self.remaining = self.remaining.wrapping_sub(strides);
         // The last step may lead past the end of the address space; nothing is read from there.
         self.address = self.address.wrapping_add(strides << self.stride_log2);
         Some(range)
@@ -105,13 +86,6 @@ mod tests {
         gather
     }
 
-    fn ranges(plan: Plan) -> Vec<TlbiRange> {
-        match plan {
-            Plan::Ranges(ranges) => ranges.collect(),
-            Plan::Unsized => panic!("unsized"),
-        }
-    }
-
     /// What the command covers (4.4.1.1): `(NUM + 1) << SCALE` pages.
     fn pages(range: &TlbiRange) -> u64 {
         (u64::from(range.num) + 1) << range.scale
@@ -119,31 +93,37 @@ mod tests {
 
     #[test]
     fn two_mebibytes_are_one_command() {
-        let commands = ranges(Plan::new(&gather(0x4020_0000, 2 << 20, 2), Granule::Size4K, true));
+        let commands = Ranges::new(&gather(0x4020_0000, 2 << 20, 2), Granule::Size4K).collect::<Vec<_>>();
         let [command] = commands[..] else { panic!("{commands:?}") };
-        assert_eq!((command.num, command.scale, command.ttl, command.tg), (0, 9, 2, 1));
+        assert_eq!((command.num, command.scale, command.hints.ttl(), command.hints.tg()), (0, 9, 2, 1));
     }
 
     #[test]
     fn one_page_without_a_level_is_two() {
         let mut change = gather(0x4020_0000, 4096, 3);
         change.add_structural(0x4020_0000, 4096);
-        let commands = ranges(Plan::new(&change, Granule::Size4K, true));
+        let commands = Ranges::new(&change, Granule::Size4K).collect::<Vec<_>>();
         let [command] = commands[..] else { panic!("{commands:?}") };
-        assert!(!command.leaf && command.ttl == 0);
+        assert!(!command.hints.leaf() && command.hints.ttl() == 0);
         assert_eq!(pages(&command), 2);
     }
 
     #[test]
     fn without_ril_many_pages_are_unsized_and_few_are_one_each() {
-        let few = ranges(Plan::new(&gather(0x4020_0000, 3 * 4096, 3), Granule::Size4K, false));
+        let few = Ranges::one_by_one(&gather(0x4020_0000, 3 * 4096, 3), Granule::Size4K)
+            .unwrap()
+            .collect::<Vec<_>>();
         assert_eq!(
             few.iter().map(|range| range.address).collect::<Vec<_>>(),
             [0x4020_0000, 0x4020_1000, 0x4020_2000]
         );
-        assert!(few.iter().all(|range| range.tg == 0 && range.ttl == 0 && range.leaf));
-        assert_eq!(Plan::new(&gather(0x4020_0000, 2 << 20, 3), Granule::Size4K, false), Plan::Unsized);
-        let block = ranges(Plan::new(&gather(0x4020_0000, 2 << 20, 2), Granule::Size4K, false));
+        assert!(
+            few.iter().all(|range| range.hints.tg() == 0 && range.hints.ttl() == 0 && range.hints.leaf())
+        );
+        assert_eq!(Ranges::one_by_one(&gather(0x4020_0000, 2 << 20, 3), Granule::Size4K), None);
+        let block = Ranges::one_by_one(&gather(0x4020_0000, 2 << 20, 2), Granule::Size4K)
+            .unwrap()
+            .collect::<Vec<_>>();
         assert_eq!(block.len(), 1, "a block is one leaf");
     }
 
@@ -159,11 +139,11 @@ mod tests {
                 change.add_structural(first, count << granule.log2());
             }
             let mut next = first;
-            for range in ranges(Plan::new(&change, granule, true)) {
+            for range in Ranges::new(&change, granule).collect::<Vec<_>>() {
                 prop_assert_eq!(range.address, next);
                 prop_assert!(range.num <= 31 && range.scale <= 39);
-                prop_assert!(range.num != 0 || range.scale != 0 || range.ttl != 0, "reserved");
-                prop_assert_eq!(range.leaf, !structural);
+                prop_assert!(range.num != 0 || range.scale != 0 || range.hints.ttl() != 0, "reserved");
+                prop_assert_eq!(range.hints.leaf(), !structural);
                 next += pages(&range) << granule.log2();
             }
             let covered = (next - first) >> granule.log2();

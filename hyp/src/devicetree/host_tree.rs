@@ -19,11 +19,11 @@ pub struct HostTree<'a> {
 
 /// Writes the host's tree into `out` and returns its size in bytes. `dtb` may be longer than the tree.
 ///
-/// Nodes that are left out, and each is logged: SMMUs, ITSs, DMA masters without an SMMU (fw_cfg,
-/// virtio-mmio, PCIe root buses with a Requester ID that no SMMU translates), and the boot loader's modules
-/// in `/chosen`. Properties that point at them go too: `iommus`, `iommu-map`, `msi-parent`, `msi-map` and
-/// their masks. `bootargs` of the `multiboot,kernel` module, if it has any, become those of `/chosen`. All
-/// else is copied.
+/// Nodes that are left out, and each is logged: SMMUs and their PMCGs, ITSs, GICv2m frames, DMA masters without an
+/// SMMU (fw_cfg, virtio-mmio, PCIe root buses that are disabled or have a Requester ID that no SMMU translates),
+/// and the boot loader's modules in `/chosen`. Properties that point at them go too: `iommus`, `iommu-map`,
+/// `msi-parent`, `msi-map` and their masks. The GIC is no MSI controller any more. `bootargs` of the
+/// `multiboot,kernel` module, if it has any, become those of `/chosen`. All else is copied.
 ///
 /// `out.len()` of the tree's size + 1 KiB + 128 bytes for each reserved range is enough.
 ///
@@ -49,6 +49,7 @@ pub fn write_host_tree(dtb: &[u8], out: &mut [u8], changes: &HostTree<'_>) -> Re
         seen_chosen: false,
         seen_reserved_memory: false,
         node: Name::new(""),
+        is_gic: false,
         loses_iommu_map: false,
         loses_msi_map: false,
         run: None,
@@ -74,7 +75,9 @@ const NEW_NAMES: [&str; 8] = [
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Removal {
     Smmu,
+    Pmcg,
     Its,
+    MsiFrame,
     Unprotected,
     Module,
 }
@@ -83,7 +86,9 @@ impl fmt::Display for Removal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Smmu => "the hypervisor owns the SMMUs",
+            Self::Pmcg => "its MSIs go past the SMMUs",
             Self::Its => "the ITS writes memory past the SMMUs",
+            Self::MsiFrame => "no device reaches it",
             Self::Unprotected => "its DMA goes past the SMMUs",
             Self::Module => "a boot module",
         })
@@ -93,21 +98,30 @@ impl fmt::Display for Removal {
 fn removal(node: Node<'_>) -> Option<Removal> {
     node.compatible().find_map(|name| match name {
         compatible::SMMU => Some(Removal::Smmu),
+        compatible::PMCG => Some(Removal::Pmcg),
         compatible::ITS => Some(Removal::Its),
+        compatible::GICV2M => Some(Removal::MsiFrame),
         compatible::FW_CFG | compatible::VIRTIO_MMIO => Some(Removal::Unprotected),
         compatible::KERNEL | compatible::RAMDISK | compatible::MODULE => Some(Removal::Module),
         _ => None,
     })
 }
 
-/// The phandles of the nodes that are left out.
+fn is_gic(node: Node<'_>) -> bool {
+    node.compatible().any(|name| name == compatible::GIC)
+}
+
+/// What makes a Distributor an MSI controller.
+const MSI_PROPERTIES: [&str; 4] = ["msi-controller", "#msi-cells", "mbi-ranges", "mbi-alias"];
+
+/// The phandles of the nodes that are left out, and of the GIC, which is left without its MSIs.
 type Phandles = List<u32, 80>;
 
 fn removed_phandles(mut tokens: Tokens<'_>) -> Result<Phandles, DeviceTreeError> {
     let mut phandles = List::new();
     loop {
         match tokens.next()? {
-            Token::BeginNode(node) if removal(node).is_some() => {
+            Token::BeginNode(node) if removal(node).is_some() || is_gic(node) => {
                 let Some(phandle) = node.find("phandle") else { continue };
                 let pushed = phandles.push(cells::number(phandle) as u32);
                 pushed.map_err(|full| {
@@ -163,6 +177,8 @@ struct Rewriter<'a, 'b> {
     seen_reserved_memory: bool,
     /// The node that began last.
     node: Name,
+    /// And whether it is the GIC's Distributor.
+    is_gic: bool,
     /// Its maps point at removed nodes, so that their masks go too.
     loses_iommu_map: bool,
     loses_msi_map: bool,
@@ -213,6 +229,7 @@ impl Rewriter<'_, '_> {
         }
         self.in_properties = true;
         self.node = Name::new(node.name);
+        self.is_gic = is_gic(node);
         self.writer.begin_node(node.name)
     }
 
@@ -225,18 +242,23 @@ impl Rewriter<'_, '_> {
                 return Ok(());
             }
         }
-        if self.points_at_removed(property) {
+        // In no I/O table is the Distributor's page, where message-based SPIs are written to.
+        let offers_msis = self.is_gic && MSI_PROPERTIES.iter().any(|name| property.is(name));
+        if offers_msis || self.points_at_removed(property) {
             log::info!("host's device tree: {} goes without {}", self.node.as_str(), property.name());
             return Ok(());
         }
         self.writer.property(property.name_offset, &[property.value])
     }
 
-    /// Whether the node is a PCIe root bus with a Requester ID that none of the SMMUs translates.
+    /// Whether the node is a PCIe root bus that is disabled or has a Requester ID that none of the SMMUs translates.
     /// `Machine::is_protected` says the same of what was read.
     fn is_unprotected_pcie(&self, node: Node<'_>) -> bool {
         if !node.compatible().any(|name| name == compatible::PCIE) {
             return false;
+        }
+        if !node.is_okay() {
+            return true;
         }
         let (first_bus, last_bus) = match node.find("bus-range") {
             Some([_, _, _, first, _, _, _, last]) => (*first, *last),

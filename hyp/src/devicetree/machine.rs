@@ -51,7 +51,8 @@ pub struct PcieNode {
     pub domain: u32,
     /// Memory and I/O windows.
     pub windows: List<PcieWindow, 6>,
-    /// Which SMMU and StreamID a Requester ID has.
+    /// Which SMMU and StreamID a Requester ID has; empty for a node whose `status` is not okay, which is thereby
+    /// unprotected.
     pub iommu_map: List<IommuMap, 8>,
     /// What a Requester ID is masked with before the map is looked up; 0xffff unless the node says otherwise.
     pub iommu_map_mask: u32,
@@ -65,9 +66,10 @@ pub struct PcieNode {
 pub struct Machine {
     /// RAM, ascending, apart from one another.
     pub memory: List<PhysRange, 8>,
-    /// RAM that the firmware keeps (`/memreserve/` and static children of `/reserved-memory`): neither the
-    /// hypervisor nor the host may use it.
-    pub reserved: List<PhysRange, 16>,
+    /// What neither the hypervisor nor the host may use: RAM that the firmware keeps (`/memreserve/` and static
+    /// children of `/reserved-memory`), and the registers of the SMMUs' performance monitors (PMCGs), which can
+    /// make an SMMU write an MSI to any address without translation (IHI 0070, chapter 10).
+    pub reserved: List<PhysRange, 24>,
     /// The PL011 or SBSA UART that `stdout-path` names, else the first one.
     pub uart: Option<PhysRange>,
     /// GICv3 Distributor.
@@ -115,8 +117,8 @@ impl Machine {
         })
     }
 
-    /// ECAM and windows of the root buses with a Requester ID that no SMMU translates: their devices' DMA
-    /// cannot be stopped, so the host may not reach them. `write_host_tree` leaves those nodes out.
+    /// ECAM and windows of the root buses with a Requester ID that no SMMU translates, and of disabled ones: their
+    /// devices' DMA cannot be stopped, so the host may not reach them. `write_host_tree` leaves those nodes out.
     pub fn unprotected(&self) -> impl Iterator<Item = PhysRange> {
         let nodes = self.pcie.iter().filter(|node| !self.is_protected(node));
         nodes.flat_map(|node| core::iter::once(node.ecam).chain(node.windows.iter().map(|window| window.cpu)))

@@ -17,8 +17,10 @@ pub use read::read_machine;
 /// The compatible strings that both the reader and the writer of the host's tree look for.
 mod compatible {
     pub const SMMU: &str = "arm,smmu-v3";
+    pub const PMCG: &str = "arm,smmu-v3-pmcg";
     pub const GIC: &str = "arm,gic-v3";
     pub const ITS: &str = "arm,gic-v3-its";
+    pub const GICV2M: &str = "arm,gic-v2m-frame";
     pub const FW_CFG: &str = "qemu,fw-cfg-mmio";
     pub const VIRTIO_MMIO: &str = "virtio,mmio";
     pub const PCIE: &str = "pci-host-ecam-generic";

@@ -74,10 +74,6 @@ fn missing(node: &str, property: &'static str) -> DeviceTreeError {
     DeviceTreeError::new(node, property, Problem::Missing)
 }
 
-fn is_okay(node: Node<'_>) -> bool {
-    node.find_string("status").is_none_or(|status| matches!(status, "okay" | "ok"))
-}
-
 /// The last part of the path in `/chosen`, `stdout-path` (3.6), which may begin with an alias (3.3).
 fn stdout_node_name(root: Node<'_>) -> Option<&str> {
     let path = root.child("chosen")?.find_string("stdout-path")?.split(':').next()?;
@@ -104,7 +100,7 @@ impl<'a> Reader<'a> {
             "cpus" => self.read_cpus(root, node),
             "chosen" => self.read_modules(root, node),
             "reserved-memory" => self.read_reserved(root, node),
-            "memory" if node.find_string("device_type") == Some("memory") && is_okay(node) => {
+            "memory" if node.find_string("device_type") == Some("memory") && node.is_okay() => {
                 for range in root.reg(node)? {
                     if let Some(range) = range? {
                         add_joined(&mut self.machine.memory, node, range)?;
@@ -161,12 +157,18 @@ impl<'a> Reader<'a> {
         let level = Level::new(node, Some(root))?;
         // A child without `reg` is a wish for memory that the operating system grants (3.5.1), and nothing is
         // there yet.
-        for child in node.children().filter(|child| child.find("reg").is_some() && is_okay(*child)) {
-            for range in level.reg(child)? {
-                let Some(range) = range? else { continue };
-                let pushed = self.machine.reserved.push(range);
-                pushed.map_err(|full| DeviceTreeError::new(child.name, "reg", too_many(full)))?;
-            }
+        for child in node.children().filter(|child| child.find("reg").is_some() && child.is_okay()) {
+            self.reserve(&level, child)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps all that is in `reg` of a node from everybody.
+    fn reserve(&mut self, bus: &Level<'a, '_>, node: Node<'a>) -> Result<(), DeviceTreeError> {
+        for range in bus.reg(node)? {
+            let Some(range) = range? else { continue };
+            let pushed = self.machine.reserved.push(range);
+            pushed.map_err(|full| DeviceTreeError::new(node.name, "reg", too_many(full)))?;
         }
         Ok(())
     }
@@ -229,6 +231,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<Below>, DeviceTreeError> {
         match name {
             compatible::SMMU => self.read_smmu(bus, node)?,
+            compatible::PMCG => self.reserve(bus, node)?,
             compatible::GIC => self.read_gic(bus, node)?,
             compatible::ITS => self.read_its(bus, node)?,
             compatible::FW_CFG => add_joined(&mut self.machine.fw_cfg, node, one_range(bus, node)?)?,
@@ -236,13 +239,11 @@ impl<'a> Reader<'a> {
                 add_joined(&mut self.machine.virtio_mmio, node, one_range(bus, node)?)?;
             }
             compatible::PCIE => {
-                if is_okay(node) {
-                    self.read_pcie(bus, node)?;
-                }
+                self.read_pcie(bus, node)?;
                 return Ok(Some(Below::Skip));
             }
             name if compatible::UARTS.contains(&name) => {
-                if is_okay(node) {
+                if node.is_okay() {
                     self.read_uart(bus, node)?;
                 }
             }
@@ -256,7 +257,7 @@ impl<'a> Reader<'a> {
     }
 
     fn read_smmu(&mut self, bus: &Level<'a, '_>, node: Node<'a>) -> Result<(), DeviceTreeError> {
-        if !is_okay(node) {
+        if !node.is_okay() {
             return Err(DeviceTreeError::new(node.name, "", Problem::Disabled));
         }
         let phandle = u32_property(node, "phandle")?.unwrap_or(0);
@@ -350,7 +351,8 @@ impl<'a> Reader<'a> {
             iommu_map_mask: u32_property(node, "iommu-map-mask")?.unwrap_or(0xffff),
         };
         self.read_windows(bus, node, &mut pcie)?;
-        if node.find("iommu-map").is_some() {
+        // A disabled root bus may work all the same, and nobody vouches for what its map says.
+        if node.is_okay() && node.find("iommu-map").is_some() {
             for [rid_base, phandle, stream_base, length] in entries(node, "iommu-map", [1; 4])? {
                 let field = |bytes| number(bytes) as u32;
                 let map = IommuMap {

@@ -3,6 +3,8 @@
 
 extern crate std;
 
+mod kept;
+
 use super::*;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};

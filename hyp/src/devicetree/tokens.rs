@@ -81,6 +81,11 @@ impl<'a> Node<'a> {
         string_at(self.find(name)?)
     }
 
+    /// Whether its `status` lets it be used (2.3.4).
+    pub fn is_okay(&self) -> bool {
+        self.find_string("status").is_none_or(|status| matches!(status, "okay" | "ok"))
+    }
+
     /// Its children.
     pub fn children(&self) -> impl Iterator<Item = Node<'a>> + use<'a> {
         let mut tokens = self.inside;

@@ -18,12 +18,21 @@ struct Fake {
     registers: Mutex<BTreeMap<u64, u32>>,
     writes: Mutex<Vec<(u64, u32)>>,
     sticky: bool,
+    /// Milliseconds, one for each pause; the ITS is quiescent from the second on.
+    clock: Mutex<(u64, u64)>,
 }
+
+const ITS: u64 = BASE + 0x100_0000;
 
 impl Fake {
     fn new(registers: &[(u64, u32)]) -> Self {
         let registers = registers.iter().map(|(offset, value)| (BASE + offset, *value)).collect();
-        Self { registers: Mutex::new(registers), writes: Mutex::new(Vec::new()), sticky: false }
+        Self {
+            registers: Mutex::new(registers),
+            writes: Mutex::new(Vec::new()),
+            sticky: false,
+            clock: Mutex::new((0, 0)),
+        }
     }
 }
 
@@ -56,9 +65,15 @@ impl Platform for Fake {
     }
     fn invalidate_host_stage2(&self, _: PhysRange) {}
     fn now_ns(&self) -> u64 {
-        0
+        self.clock.lock().unwrap().0 * 1_000_000
     }
-    fn relax(&self) {}
+    fn relax(&self) {
+        let mut clock = self.clock.lock().unwrap();
+        clock.0 += 1;
+        if clock.0 == clock.1 {
+            *self.registers.lock().unwrap().get_mut(&ITS).unwrap() |= GITS_CTLR_QUIESCENT;
+        }
+    }
     fn heap_add(&self, _: Heap, _: PhysRange) {}
     fn heap_take(&self, _: Heap, _: u8) -> Option<PhysAddr> {
         None
@@ -141,6 +156,30 @@ fn lpis_that_are_on_are_turned_off_or_refused() {
     fake.registers = Mutex::new([(BASE + TYPER, TYPER_LAST), (BASE + CTLR, 1)].into());
     fake.sticky = true;
     assert_eq!(Redistributors::find(&fake, &machine).unwrap_err(), GicrError::LpisEnabled(PhysAddr(BASE)));
+}
+
+#[test]
+fn an_its_that_is_on_is_turned_off_or_refused() {
+    let refused = Err(GicrError::ItsEnabled(PhysAddr(ITS)));
+    let mut machine = regions(&[]);
+    machine.its.push(PhysRange::new(PhysAddr(ITS), 0x2_0000).unwrap()).unwrap();
+    for (ctlr, quiescent_at, writes, result) in [
+        (GITS_CTLR_QUIESCENT, 0, 0, Ok(())),
+        (0, 400, 0, Ok(())),
+        (1, 400, 1, Ok(())),
+        (0, 600, 0, refused),
+        (1, 600, 1, refused),
+    ] {
+        let mut fake = Fake::new(&[(ITS - BASE, 0xf0 | ctlr)]);
+        fake.clock = Mutex::new((0, quiescent_at));
+        assert_eq!(turn_its_off(&fake, &machine), result);
+        assert_eq!(*fake.writes.lock().unwrap(), [(ITS - BASE, 0xf0)][..writes]);
+        assert!(fake.now_ns() <= TIMEOUT_NS + 2_000_000);
+    }
+    let mut fake = Fake::new(&[(ITS - BASE, GITS_CTLR_QUIESCENT | 1)]);
+    fake.sticky = true;
+    assert_eq!(turn_its_off(&fake, &machine), refused);
+    assert_eq!(turn_its_off(&fake, &regions(&[])), Ok(()));
 }
 
 #[test]

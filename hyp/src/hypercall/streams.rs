@@ -70,15 +70,21 @@ impl<P: Platform> Hypervisor<P> {
         let cx = self.context(&caches);
         let mut held = HeldSet::EMPTY;
         let hold = &mut |range| self.memory.lock().hold(&cx, range, &mut held);
-        let attached = match pci::hold_function(&self.platform, machine, function, hold) {
+        let roots = self.root_bridges();
+        let attached = match pci::hold_function(&self.platform, machine, roots, function, hold) {
             Ok(()) => self.attach(smmu, stream, domain),
             Err(HoldError::Pci(error)) => Err(error.status().into()),
             Err(HoldError::Hold(failure)) => Err(failure),
         };
-        if attached.is_ok() && streams.push(GuestStream { smmu, stream, held }).is_ok() {
-            return Ok(());
+        // After a failure too it can be attached, if the SMMU is lost: it may translate by the guest's table, and what
+        // is held stays held for as long.
+        let unattached = Ok(StreamState::Unattached);
+        if attached.is_ok() || self.iommu.attachments().query(&self.platform, smmu, stream) != unattached {
+            // There is room, see above.
+            let _ = streams.push(GuestStream { smmu, stream, held });
+        } else {
+            self.memory.lock().release(&cx, &mut held);
         }
-        self.memory.lock().release(&cx, &mut held);
         attached
     }
 

@@ -8,7 +8,9 @@ extern crate std;
 use abi::{Function, Statistic, Status, TABLE};
 
 use super::Answer;
+use crate::devicetree::{IommuMap, PcieNode};
 use crate::hypervisor::{Boot, BootError, Hypervisor};
+use crate::list::List;
 use crate::memory::Progress;
 use crate::memory::tests::platform::{POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatform, machine, range};
 use crate::platform::Platform;
@@ -111,6 +113,44 @@ fn streams_of_the_host_attach_and_detach() {
     assert_eq!(attach(9, guest), Err(Status::UnknownStream));
     assert_eq!(call(&hypervisor, Function::StreamDetach, &[0, 8]), Ok(0));
     assert_eq!(call(&hypervisor, Function::StreamDetach, &[0, 8]), Err(Status::WrongState));
+}
+
+#[test]
+fn a_function_stays_held_when_its_smmu_is_lost_under_the_attach() {
+    let mut hypervisor = std::boxed::Box::new(Hypervisor::new(TestPlatform::default()));
+    let mut machine = machine(hypervisor.platform());
+    let mut iommu_map = List::new();
+    iommu_map.push(IommuMap { rid_base: 0, phandle: 1, stream_base: 0, length: 0x100 }).unwrap();
+    // Registers that nobody wrote read as 0: every device is there, with one function without BARs.
+    let ecam = 0x1000_0000;
+    let node = PcieNode {
+        ecam: range(ecam, 1 << 20),
+        first_bus: 0,
+        last_bus: 0,
+        domain: 0,
+        windows: List::new(),
+        iommu_map,
+        iommu_map_mask: 0xffff,
+    };
+    machine.pcie.push(node).unwrap();
+    let pool = [range(POOL, POOL_BYTES)];
+    hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool }).unwrap();
+    let guest = call(&hypervisor, Function::GuestCreate, &[]).unwrap();
+    let attach = |stream| call(&hypervisor, Function::StreamAttach, &[0, stream, guest]);
+    let reaches = |stream: u64| hypervisor.host_reaches(PhysAddr(ecam + (stream << 12)));
+    attach(8).unwrap();
+    assert!(!reaches(8) && reaches(16));
+    hypervisor.platform().0.lock().unwrap().deaf = true;
+    assert_eq!(attach(16), Err(Status::Hardware));
+    assert_eq!(call(&hypervisor, Function::StreamQuery, &[0, 16]), Ok(1));
+    assert!(!reaches(8) && !reaches(16), "the SMMU may translate by the guest's table");
+    // Nothing was under way for the next: the SMMU is known to be lost.
+    assert_eq!(attach(24), Err(Status::Hardware));
+    assert_eq!(call(&hypervisor, Function::StreamQuery, &[0, 24]), Ok(0));
+    assert!(reaches(24));
+    assert_eq!(call(&hypervisor, Function::StreamDetach, &[0, 16]), Err(Status::Hardware));
+    assert_eq!(call(&hypervisor, Function::GuestDestroy, &[guest]), Err(Status::Busy));
+    assert!(!reaches(16));
 }
 
 #[test]

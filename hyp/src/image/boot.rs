@@ -158,6 +158,9 @@ fn map_machine(mmu: &mut Mmu, machine: &Machine) -> Result<(), MapError> {
     for redistributors in machine.redistributors.iter() {
         mmu.map(*redistributors, Rights::Device)?;
     }
+    for its in machine.its.iter() {
+        mmu.map(*its, Rights::Device)?;
+    }
     for pcie in machine.pcie.iter() {
         mmu.map(pcie.ecam, Rights::Device)?;
     }

@@ -94,8 +94,9 @@ impl<'a> Attachments<'a> {
     /// # Errors
     /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`], [`Refused::UnknownDomain`]; [`Refused::Busy`] if
     /// the stream is attached; [`Refused::NoSpace`]; [`Refused::NoMemory`]; [`Refused::Hardware`]. The stream
-    /// is unattached then, and no tag was used up (but that of an SMMU that is [`Condition::Lost`], which is
-    /// never free again); a level-2 stream table that the SMMU may have seen is kept.
+    /// is unattached then, and no tag was used up; a level-2 stream table that the SMMU may have seen is kept.
+    /// Only when the SMMU turned [`Condition::Lost`] under this call, the stream counts as attached after
+    /// [`Refused::Hardware`]: nobody knows whether it is translated.
     pub fn attach<P: Platform>(
         &mut self,
         p: &P,
@@ -144,11 +145,10 @@ impl<'a> Attachments<'a> {
         let entry = StreamTableEntry::stage2(geometry, root, vmid);
         if device.write_entry(p, stream, &entry).is_err() {
             let mut undo = || self.remove(p, smmu, stream, domain, vmid);
-            // What fails at first succeeds once the SMMU is dead. If not, it is lost: its tag stays in the
-            // array, so that what this domain takes away is not taken for forgotten.
-            if undo().or_else(|_| undo()).is_err() {
-                device.store_entry(p, stream, self.iommu.set.parked());
-            }
+            // What fails at first succeeds once the SMMU is dead. If not, it is lost and may translate by the
+            // domain's table: the stream counts as attached, and its tag stays in the array, so that what this
+            // domain takes away is not taken for forgotten.
+            let _ = undo().or_else(|_| undo());
             return Err(Refused::Hardware);
         }
         Ok(())

@@ -207,6 +207,7 @@ impl FrameTable {
     }
 
     /// Looks for the next unit, from `from` on, that a guest or nobody owns, through at most `words` words of table.
+    /// What it finds says how many of them are left.
     pub fn next_to_wipe(&self, memory: &impl Memory, from: Position, mut words: u64) -> Search {
         let Position { mut bank, mut unit } = from;
         while let Some(here) = self.banks.get(bank) {
@@ -230,7 +231,7 @@ impl FrameTable {
                     if let (Owner::Guest(_) | Owner::Nobody, Some(range)) =
                         (state.owner(), PhysRange::new(place, self.unit_bytes()))
                     {
-                        return Search::Found(range, Position { bank, unit });
+                        return Search::Found(range, Position { bank, unit }, words);
                     }
                 }
             }
@@ -256,8 +257,8 @@ impl Position {
 /// What [`FrameTable::next_to_wipe`] came upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Search {
-    /// A unit, and where to go on.
-    Found(PhysRange, Position),
+    /// A unit, where to go on, and how many words are left to go on with.
+    Found(PhysRange, Position, u64),
     /// Nothing yet; where to go on.
     Unfinished(Position),
     /// There is none.

@@ -76,7 +76,7 @@ impl Ownership {
                 let needed = (table.tables_for_map(p, *doorbell, start) as u64) << self.io_order;
                 // No walker has seen the table.
                 table.free_all(p, &mut pages);
-                let missing = needed.saturating_sub(cx.pool.state().free).max(1);
+                let missing = cx.pool.missing(needed).max(1);
                 cx.pool.give(p, root, root_order);
                 return Err(Failure { status: Status::NoMemory, missing_pages: missing });
             }

@@ -7,29 +7,38 @@ use super::host_stage2::{MAX_ABSENT, for_each_gap};
 use super::pool::PAGE_LOG2;
 use super::transition::{Kept, Reserves, Tables};
 use super::{Context, Failure, HOST_DEVICE, IoCaches, Ownership};
-use crate::list::List;
+use crate::list::{Full, List};
 use crate::platform::Platform;
 
-/// The most ranges that are held at once.
-const MAX_HELD: usize = 128;
+/// The most ranges that are held at once: every bridge of the machine, and eight for each of some 24 functions.
+const MAX_HELD: usize = 256;
+/// The most other ranges that one overlaps, so that giving it back is bounded.
+const MAX_OVERLAPS: usize = 8;
 
 /// The ranges that one attached stream holds: a bit for each place in the table of held ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HeldSet(u128);
+pub struct HeldSet([u64; MAX_HELD / 64]);
 
 impl HeldSet {
     /// Nothing held.
-    pub const EMPTY: Self = Self(0);
+    pub const EMPTY: Self = Self([0; MAX_HELD / 64]);
 
     fn contains(self, index: usize) -> bool {
-        self.0 >> (index % MAX_HELD) & 1 == 1
+        self.0.get(index / 64).is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    fn insert(&mut self, index: usize) {
+        if let Some(word) = self.0.get_mut(index / 64) {
+            *word |= 1 << (index % 64);
+        }
     }
 }
 
 #[derive(Clone, Copy)]
 struct Held {
     range: PhysRange,
-    /// Streams that hold it; a range without any is free.
+    /// Streams that hold it. A range without any is on its way back to the host, for lack of table pages: it may
+    /// not be taken for withdrawn.
     users: u32,
 }
 
@@ -49,19 +58,35 @@ impl Holds {
         self.absent = *absent;
     }
 
-    fn ranges(&self) -> impl Iterator<Item = &PhysRange> {
-        self.held.iter().flatten().map(|held| &held.range)
+    /// The other ranges that overlap this one and are `wanted`.
+    ///
+    /// # Errors
+    /// [`Full`] when there are more than [`MAX_OVERLAPS`].
+    fn overlapping(
+        &self,
+        range: PhysRange,
+        wanted: impl Fn(usize, &Held) -> bool,
+    ) -> Result<List<PhysRange, MAX_OVERLAPS>, Full> {
+        let mut found = List::new();
+        for (index, slot) in self.held.iter().enumerate() {
+            if let Some(held) = slot
+                && held.range.overlaps(range)
+                && held.range != range
+                && wanted(index, held)
+            {
+                found.push(held.range)?;
+            }
+        }
+        Ok(found)
     }
 
-    /// Ranges that stay out of the host's stage 2 when `set` is released, apart from what the host never had.
-    fn remaining(&self, set: HeldSet) -> impl Iterator<Item = &PhysRange> {
-        let stays = move |(index, held): (usize, &'_ Option<Held>)| {
-            held.as_ref().is_some_and(|held| held.users > u32::from(set.contains(index)))
-        };
-        let entries = self.held.iter().enumerate();
-        entries
-            .filter(move |(index, held)| stays((*index, held)))
-            .filter_map(|(_, h)| h.as_ref().map(|h| &h.range))
+    /// Whether one more range leaves every range with at most [`MAX_OVERLAPS`] that it overlaps.
+    fn has_room_at(&self, range: PhysRange) -> bool {
+        self.overlapping(range, |_, _| true).is_ok_and(|near| {
+            near.iter().all(|other| {
+                self.overlapping(*other, |_, _| true).is_ok_and(|list| list.len() < list.capacity())
+            })
+        })
     }
 }
 
@@ -75,7 +100,7 @@ impl Ownership {
     ///
     /// # Errors
     /// `Busy` when a byte of it is RAM, is the hypervisor's or is outside the host's address space, or the machine
-    /// ends; `NoSpace` when too many ranges are held; `NoMemory`. Nothing is changed.
+    /// ends; `NoSpace` when too many ranges are held, or too many overlap; `NoMemory`. Nothing is changed.
     pub fn hold<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
@@ -86,22 +111,31 @@ impl Ownership {
         let start = smmuv3::address::PhysAddr(range.start().0 & !page_mask);
         let last = smmuv3::address::PhysAddr(range.last().0 | page_mask);
         let range = PhysRange::inclusive(start, last).ok_or(Status::Busy)?;
-        let above = last.0 >> self.cpu.geometry().ia_bits() != 0;
-        let forbidden = self.holds.absent.iter().any(|absent| absent.overlaps(range));
-        if self.ending || above || forbidden || self.frames.overlaps_ram(range) {
+        if self.ending {
             return Err(Status::Busy.into());
         }
         let known = self.holds.held.iter().position(|held| held.is_some_and(|held| held.range == range));
-        if let Some(index) = known {
+        // Most calls: a second stream holds the same bridges.
+        if let Some(index) = known
+            && let Some(Some(held)) = self.holds.held.get_mut(index)
+            && held.users > 0
+        {
             if !set.contains(index) {
-                if let Some(Some(held)) = self.holds.held.get_mut(index) {
-                    held.users = held.users.saturating_add(1);
-                }
-                set.0 |= 1 << index;
+                held.users = held.users.saturating_add(1);
+                set.insert(index);
             }
             return Ok(());
         }
-        let free = self.holds.held.iter().position(Option::is_none).ok_or(Status::NoSpace)?;
+        let above = last.0 >> self.cpu.geometry().ia_bits() != 0;
+        let forbidden = self.holds.absent.iter().any(|absent| absent.overlaps(range));
+        if above || forbidden || self.frames.overlaps_ram(range) {
+            return Err(Status::Busy.into());
+        }
+        let index = match known {
+            Some(index) => index,
+            None if !self.holds.has_room_at(range) => return Err(Status::NoSpace.into()),
+            None => self.holds.held.iter().position(Option::is_none).ok_or(Status::NoSpace)?,
+        };
         let tables = self.device_tables();
         // Parts that are held already are not mapped, and are skipped.
         let mut reserves = Reserves::empty(cx, self.io_order);
@@ -109,10 +143,10 @@ impl Ownership {
         if let Err(Kept::Restored(failure)) = self.withdraw(cx, &tables, range, &mut reserves) {
             return Err(failure);
         }
-        if let Some(slot) = self.holds.held.get_mut(free) {
+        if let Some(slot) = self.holds.held.get_mut(index) {
             *slot = Some(Held { range, users: 1 });
         }
-        set.0 |= 1 << free;
+        set.insert(index);
         Ok(())
     }
 
@@ -121,28 +155,31 @@ impl Ownership {
     /// # Errors
     /// `NoMemory` when the pool has less; nothing is changed either way.
     pub fn can_release<P: Platform, I>(&self, cx: &Context<'_, P, I>, set: HeldSet) -> Result<(), Failure> {
+        // What stays out of the host's stage 2 when the set is released.
+        let stays = |index, held: &Held| held.users > u32::from(set.contains(index));
         let mut needed = 0u64;
-        for (_, held) in self.holds.held.iter().enumerate().filter(|(index, _)| set.contains(*index)) {
-            let Some(held) = held else { continue };
+        for (index, held) in self.holds.held.iter().enumerate().filter(|(index, _)| set.contains(*index)) {
+            let Some(held) = held.as_ref().filter(|held| !stays(index, held)) else { continue };
+            let remaining = self.holds.overlapping(held.range, stays).map_err(|_| Status::NoSpace)?;
             let _ = for_each_gap(
                 held.range,
-                || self.holds.remaining(set),
+                || remaining.iter(),
                 |gap| {
                     needed += self.cpu.tables_for_map(cx.platform, gap, gap.start()) as u64;
                     Ok::<(), ()>(())
                 },
             );
         }
-        match needed.saturating_sub(cx.pool.state().free) {
-            0 => Ok(()),
-            missing_pages => Err(Failure { status: Status::NoMemory, missing_pages }),
+        if needed <= cx.pool.state().free {
+            return Ok(());
         }
+        Err(Failure { status: Status::NoMemory, missing_pages: cx.pool.missing(needed) })
     }
 
     /// Gives the host back what only this set holds, and empties the set. No stream needs it any more.
     ///
-    /// A part for which the pool has no table page stays out of the host's stage 2, and is tried again at the next
-    /// release; whether there was none.
+    /// A range for which the pool has not enough table pages stays out of the host's stage 2 as a whole, and is tried
+    /// again at the next release; whether there was none.
     pub fn release<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, set: &mut HeldSet) -> bool {
         for (index, slot) in self.holds.held.iter_mut().enumerate() {
             if let Some(held) = slot.as_mut().filter(|_| set.contains(index)) {
@@ -150,31 +187,49 @@ impl Ownership {
             }
         }
         *set = HeldSet::EMPTY;
-        let tables = self.device_tables();
         let mut complete = true;
         for index in 0..MAX_HELD {
             let Some(Some(held)) = self.holds.held.get(index).copied() else { continue };
             if held.users > 0 {
                 continue;
             }
-            // The other unused ranges are still in the table and count as held, so no part is mapped twice.
-            let mut gaps = List::<PhysRange, MAX_HELD>::new();
-            let others = || self.holds.ranges().filter(|other| **other != held.range);
-            let _ = for_each_gap(held.range, others, |gap| gaps.push(gap));
-            let done = gaps.iter().all(|gap| {
-                // A part that an earlier, incomplete try has mapped is skipped.
-                if self.cpu.lookup(cx.platform, gap.start().0).is_some() {
-                    return true;
-                }
-                let mut reserves = Reserves::empty(cx, self.io_order);
-                reserves.take(cx, None, Some(&tables), *gap).is_ok()
-                    && self.grant(cx, &tables, *gap, &mut reserves)
-            });
+            let done = self.unhold(cx, held.range);
             if let Some(slot) = self.holds.held.get_mut(index).filter(|_| done) {
                 *slot = None;
             }
             complete &= done;
         }
         complete
+    }
+
+    /// Maps what no other held range has of this one, all of it or nothing; whether it did.
+    fn unhold<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, range: PhysRange) -> bool {
+        let tables = self.device_tables();
+        // The other unused ranges are still in the table and count as held, so no part is mapped twice.
+        let Ok(others) = self.holds.overlapping(range, |_, _| true) else { return false };
+        let mut gaps = List::<PhysRange, { MAX_OVERLAPS + 1 }>::new();
+        if for_each_gap(range, || others.iter(), |gap| gaps.push(gap)).is_err() {
+            return false;
+        }
+        // The tables of all parts before the first is mapped.
+        let mut reserves: [_; MAX_OVERLAPS + 1] =
+            core::array::from_fn(|_| Reserves::empty(cx, self.io_order));
+        let mut pairs = gaps.iter().zip(&mut reserves);
+        if pairs.any(|(gap, reserve)| reserve.take(cx, None, Some(&tables), *gap).is_err()) {
+            return false;
+        }
+        for (done, (gap, reserve)) in gaps.iter().zip(&mut reserves).enumerate() {
+            if self.grant(cx, &tables, *gap, reserve) {
+                continue;
+            }
+            for mapped in gaps.iter().take(done) {
+                // Without table pages it stays mapped, for the next hold to withdraw.
+                if reserve.take(cx, Some(&tables), None, *mapped).is_ok() {
+                    let _ = self.withdraw(cx, &tables, *mapped, reserve);
+                }
+            }
+            return false;
+        }
+        true
     }
 }

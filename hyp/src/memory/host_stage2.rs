@@ -124,8 +124,8 @@ pub struct Layout {
 impl Layout {
     /// Collects what the device tree says, for I/O tables of this granule.
     ///
-    /// `kept` are the hypervisor's own ranges, and the mediated pages of the Redistributors. The SMMUs, the ITSs and the DMA masters
-    /// without SMMU come from `machine`.
+    /// `kept` are the hypervisor's own ranges, and the mediated pages of the Redistributors. The SMMUs, the ITSs, the DMA
+    /// masters without SMMU (unprotected PCIe root buses too) and what is reserved come from `machine`.
     ///
     /// # Errors
     /// [`LayoutError::NoRam`] or [`LayoutError::TooManyRanges`].
@@ -160,7 +160,8 @@ impl Layout {
         let masters = machine.fw_cfg.iter().chain(machine.virtio_mmio.iter());
         let devices =
             machine.smmus.iter().map(|smmu| &smmu.registers).chain(machine.its.iter()).chain(masters);
-        for range in devices.chain(machine.reserved.iter()).copied().chain(kept) {
+        let devices = devices.chain(machine.reserved.iter()).copied().chain(machine.unprotected());
+        for range in devices.chain(kept) {
             layout.keep(range)?;
         }
         for doorbell in machine.doorbells.iter() {
@@ -271,6 +272,7 @@ impl Layout {
         }
         let roots = (1 << root_order(&cpu)) + (1 << root_order(&io));
         let below_roots = (cpu_pages.taken << CPU_ORDER) + (io_pages.taken << io_order);
+        pool.keep_for_top_ups(p, io_order)?;
         ownership.frames = frames;
         ownership.cpu = cpu;
         ownership.io = io;

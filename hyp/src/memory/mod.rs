@@ -110,9 +110,10 @@ pub struct Ownership {
 /// Log2 of the CPU's table size in pages of 4 KiB: the CPU's stage 2 uses the 4 KiB granule.
 const CPU_ORDER: u8 = 0;
 
-/// The most bytes that one step of the wipe before a reset wipes, and the most words of frame table it looks at.
-const WIPE_STEP_BYTES: u64 = abi::MAX_STEP_BYTES;
-const WIPE_STEP_WORDS: u64 = 8192;
+/// The most bytes that one step of the wipe before a reset wipes, and the most words of frame table it looks at: both
+/// together are less than 250,000 instructions.
+const WIPE_STEP_BYTES: u64 = 1 << 20;
+const WIPE_STEP_WORDS: u64 = 2048;
 
 impl Default for Ownership {
     fn default() -> Self {
@@ -193,7 +194,8 @@ impl Ownership {
         self.frames.run(step).ok_or(Status::NotRam)
     }
 
-    /// The host gives memory to the pool: [`Change::TopUp`], and then the pool has it.
+    /// The host gives memory to the pool: [`Change::TopUp`], and then the pool has it. If that takes pages that are kept
+    /// for it, they are replaced first.
     ///
     /// # Errors
     /// [`Status::NoSpace`] above [`pool::MAX_DONATED_PAGES`], else as [`Self::change`].
@@ -275,11 +277,10 @@ impl Ownership {
         let mut words = WIPE_STEP_WORDS;
         while wiped_bytes < WIPE_STEP_BYTES {
             match self.frames.next_to_wipe(platform, self.wipe_position, words) {
-                Search::Found(range, next) => {
+                Search::Found(range, next, left) => {
                     platform.wipe(range);
                     wiped_bytes += range.size_bytes();
-                    // A search looks at one word at least.
-                    words = words.saturating_sub(1);
+                    words = left;
                     self.wipe_position = next;
                 }
                 Search::Unfinished(next) => {

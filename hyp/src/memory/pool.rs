@@ -3,6 +3,9 @@
 //! Two heaps: memory set aside at boot, and memory that the host gave and may take back. In front of them stands
 //! a stack of free runs for each small order, linked through the runs themselves, because the heap looks through
 //! a whole free list for the buddy of what is given to it and the host can make that list long.
+//!
+//! Beside them stands the stock: tables that are kept back for top ups. A top up may have to split blocks of the host's
+//! tables, and if that took pages that others may use up, an empty pool could never be filled again.
 
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::{Memory, TablePages};
@@ -27,13 +30,13 @@ pub struct OutOfPages {
 /// How the pool stands, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolState {
-    /// Free pages.
+    /// Free pages, without those that are kept for top ups.
     pub free: u64,
-    /// All pages of the pool, free or in use.
+    /// All pages of the pool: free, kept for top ups or in use.
     pub total: u64,
     /// Pages of it that the host gave.
     pub donated: u64,
-    /// Pages that the host gave and that are free.
+    /// Pages that the host gave and that are free, without those that are kept for top ups.
     pub free_donated: u64,
 }
 
@@ -115,19 +118,95 @@ impl Part {
 /// Free-list entries that one compaction may make the heap look at.
 const COMPACTION_STEPS: u64 = 16_384;
 
+/// Tables of 4 KiB granule that the unmapping of one step takes at most: it splits a level-1 and a level-2 block at each
+/// end. The larger granules have no level-1 blocks.
+const TABLES_4K: usize = 4;
+const TABLES_LARGER: usize = 2;
+
+/// Tables of one size that are kept for top ups.
+struct Stock {
+    order: u8,
+    wanted: usize,
+    runs: List<PhysAddr, TABLES_4K>,
+}
+
+impl Stock {
+    const EMPTY: Self = Self { order: 0, wanted: 0, runs: List::new() };
+
+    fn pages(&self) -> u64 {
+        (self.runs.len() as u64) << self.order
+    }
+
+    fn missing_pages(&self) -> u64 {
+        (self.wanted.saturating_sub(self.runs.len()) as u64) << self.order
+    }
+}
+
 struct Parts {
     boot: Part,
     donated: Part,
     boot_ranges: List<PhysRange, MAX_BOOT_RANGES>,
+    /// For the CPU's tables and for the I/O tables.
+    stocks: [Stock; 2],
+    /// The stocks are short, or have pages that the host gave.
+    unsettled: bool,
 }
 
 impl Parts {
+    fn is_boot(&self, run: PhysAddr) -> bool {
+        self.boot_ranges.iter().any(|range| range.contains(run))
+    }
+
     fn part_of(&mut self, run: PhysAddr) -> &mut Part {
-        if self.boot_ranges.iter().any(|range| range.contains(run)) {
-            &mut self.boot
-        } else {
-            &mut self.donated
+        if self.is_boot(run) { &mut self.boot } else { &mut self.donated }
+    }
+
+    fn take(&mut self, p: &impl Platform, order: u8) -> Option<PhysAddr> {
+        self.boot.take(p, order).or_else(|| self.donated.take(p, order))
+    }
+
+    fn take_from_stock(&mut self, order: u8) -> Option<PhysAddr> {
+        let run = self.stocks.iter_mut().filter(|stock| stock.order == order).find_map(|s| s.runs.pop())?;
+        self.unsettled = true;
+        Some(run)
+    }
+
+    /// Fills the stocks, and exchanges pages in them that the host gave, so that the host can have its own back.
+    #[cold]
+    fn settle(&mut self, p: &impl Platform) {
+        let mut unsettled = false;
+        for stock in &mut self.stocks {
+            let order = stock.order;
+            for run in stock.runs.iter_mut() {
+                if self.boot_ranges.iter().any(|range| range.contains(*run)) {
+                    continue;
+                }
+                match self.boot.take(p, order) {
+                    Some(own) => self.donated.give(p, core::mem::replace(run, own), order),
+                    None => unsettled = true,
+                }
+            }
+            while stock.runs.len() < stock.wanted {
+                let from_boot = self.boot.take(p, order);
+                unsettled |= from_boot.is_none();
+                let Some(run) = from_boot.or_else(|| self.donated.take(p, order)) else { break };
+                if stock.runs.push(run).is_err() {
+                    break;
+                }
+            }
         }
+        self.unsettled = unsettled;
+    }
+
+    fn compact(&mut self, p: &impl Platform) {
+        self.boot.compact(p);
+        self.donated.compact(p);
+    }
+
+    /// How many pages more there must be for `needed` pages to be free, when the stocks are filled first.
+    fn missing(&self, needed: u64) -> u64 {
+        let short: u64 = self.stocks.iter().map(Stock::missing_pages).sum();
+        needed.saturating_add(short).saturating_sub(self.boot.free + self.donated.free)
     }
 }
 
@@ -144,6 +223,8 @@ impl Pool {
                 boot: Part::new(Heap::Boot),
                 donated: Part::new(Heap::Donated),
                 boot_ranges: List::new(),
+                stocks: [Stock::EMPTY; 2],
+                unsettled: false,
             }),
         }
     }
@@ -162,7 +243,25 @@ impl Pool {
         true
     }
 
-    /// Adds memory that the host gave, a multiple of 4 KiB; the caller has asked [`Self::has_room_for`] under the lock
+    /// Keeps tables for top ups from here on: as many of the CPU's 4 KiB, and of the I/O tables' `4096 << io_order` bytes,
+    /// as one step of a top up takes at most.
+    ///
+    /// # Errors
+    /// [`OutOfPages`] if there are not enough yet; those that there are are kept, and the next ones.
+    pub fn keep_for_top_ups(&self, p: &impl Platform, io_order: u8) -> Result<(), OutOfPages> {
+        let mut parts = self.parts.lock();
+        for (stock, order) in parts.stocks.iter_mut().zip([0, io_order]) {
+            stock.order = order;
+            stock.wanted = if order == 0 { TABLES_4K } else { TABLES_LARGER };
+        }
+        parts.settle(p);
+        match parts.stocks.iter().map(Stock::missing_pages).sum() {
+            0 => Ok(()),
+            missing => Err(OutOfPages { missing }),
+        }
+    }
+
+    /// Adds memory that the host gave, a multiple of 4 KiB, which goes to what is kept for top ups first; the caller has asked [`Self::has_room_for`] under the lock
     /// that serialises donations.
     pub fn add_donated(&self, p: &impl Platform, range: PhysRange) {
         let mut parts = self.parts.lock();
@@ -170,6 +269,9 @@ impl Pool {
         p.heap_add(Heap::Donated, range);
         parts.donated.total += pages;
         parts.donated.free += pages;
+        if parts.unsettled {
+            parts.settle(p);
+        }
     }
 
     /// Whether the host may give this many bytes more.
@@ -179,25 +281,39 @@ impl Pool {
     }
 
     /// Takes a run of `4096 << order` bytes, aligned to its size and not cleared. Boot memory goes first, so that
-    /// the host can have its own back.
+    /// the host can have its own back. What is kept for top ups stays.
     ///
     /// # Errors
     /// [`OutOfPages`] with how many pages are missing, or 1 if there are enough but none of that order. Nothing
     /// is changed.
     pub fn take(&self, p: &impl Platform, order: u8) -> Result<PhysAddr, OutOfPages> {
         let mut parts = self.parts.lock();
-        if let Some(run) = parts.boot.take(p, order) {
+        if let Some(run) = parts.take(p, order) {
             return Ok(run);
         }
-        if let Some(run) = parts.donated.take(p, order) {
-            return Ok(run);
-        }
-        parts.boot.compact(p);
-        parts.donated.compact(p);
-        let free = parts.boot.free + parts.donated.free;
-        Err(OutOfPages {
-            missing: 1_u64.checked_shl(order.into()).unwrap_or(u64::MAX).saturating_sub(free).max(1),
-        })
+        parts.compact(p);
+        let needed = 1_u64.checked_shl(order.into()).unwrap_or(u64::MAX);
+        Err(OutOfPages { missing: parts.missing(needed).max(1) })
+    }
+
+    /// Like [`Self::take`], and if there is no free run, one of those that are kept for top ups: for a top up, and to undo
+    /// a change that failed.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_kept(&self, p: &impl Platform, order: u8) -> Result<PhysAddr, OutOfPages> {
+        let free = self.take(p, order);
+        free.or_else(|error| self.parts.lock().take_from_stock(order).ok_or(error))
+    }
+
+    /// How many pages the host must give for `needed` pages to be free.
+    pub fn missing(&self, needed: u64) -> u64 {
+        self.parts.lock().missing(needed)
+    }
+
+    /// Pages that are kept for top ups now.
+    pub fn kept(&self) -> u64 {
+        self.parts.lock().stocks.iter().map(Stock::pages).sum()
     }
 
     /// Like [`Self::take`], and filled with zeros.
@@ -212,22 +328,29 @@ impl Pool {
         Ok(run)
     }
 
-    /// Gives a run back, with the order it was taken with.
+    /// Gives a run back, with the order it was taken with. It may be kept for top ups.
     pub fn give(&self, p: &impl Platform, run: PhysAddr, order: u8) {
-        self.parts.lock().part_of(run).give(p, run, order);
+        let mut parts = self.parts.lock();
+        parts.part_of(run).give(p, run, order);
+        if parts.unsettled {
+            parts.settle(p);
+        }
     }
 
     /// Takes a free run of `4096 << order` bytes that the host gave out of the pool, to be the host's again.
     pub fn take_donated(&self, p: &impl Platform, order: u8) -> Option<PhysAddr> {
-        let part = &mut self.parts.lock().donated;
-        let run = match part.take(p, order) {
+        let mut parts = self.parts.lock();
+        let run = match parts.donated.take(p, order) {
             Some(run) => run,
             None => {
-                part.compact(p);
-                part.take(p, order)?
+                parts.compact(p);
+                if parts.unsettled {
+                    parts.settle(p);
+                }
+                parts.donated.take(p, order)?
             }
         };
-        part.total -= 1 << order;
+        parts.donated.total -= 1 << order;
         Some(run)
     }
 
@@ -281,13 +404,25 @@ impl<'a, P: Platform> Reserve<'a, P> {
     /// [`OutOfPages`] if the pool has less; what was taken is still there.
     #[inline]
     pub fn take(&mut self, count: usize) -> Result<(), OutOfPages> {
-        if count > 0 { self.fill(count) } else { Ok(()) }
+        if count > 0 { self.fill(count, Pool::take) } else { Ok(()) }
+    }
+
+    /// Like [`Self::take`], and from what is kept for top ups too.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn take_kept(&mut self, count: usize) -> Result<(), OutOfPages> {
+        self.fill(count, Pool::take_kept)
     }
 
     #[cold]
-    fn fill(&mut self, count: usize) -> Result<(), OutOfPages> {
+    fn fill(
+        &mut self,
+        count: usize,
+        take: impl Fn(&Pool, &P, u8) -> Result<PhysAddr, OutOfPages>,
+    ) -> Result<(), OutOfPages> {
         while self.len < count {
-            let table = self.pool.take(self.platform, self.order)?;
+            let table = take(self.pool, self.platform, self.order)?;
             self.platform.write_u64(table, self.first);
             self.first = table.0;
             self.len += 1;
@@ -344,6 +479,7 @@ pub struct Direct<'a, P: Platform> {
     platform: &'a P,
     pool: &'a Pool,
     order: u8,
+    undoes: bool,
     /// Tables taken, less those given back.
     pub taken: u64,
 }
@@ -351,13 +487,24 @@ pub struct Direct<'a, P: Platform> {
 impl<'a, P: Platform> Direct<'a, P> {
     /// Tables of `4096 << order` bytes.
     pub const fn new(platform: &'a P, pool: &'a Pool, order: u8) -> Self {
-        Self { platform, pool, order, taken: 0 }
+        Self { platform, pool, order, undoes: false, taken: 0 }
+    }
+
+    /// Tables of `4096 << order` bytes to undo a change that failed. What the change took of the pages that are kept for
+    /// top ups has gone back to them, so it may take it again.
+    pub const fn undoing(platform: &'a P, pool: &'a Pool, order: u8) -> Self {
+        Self { platform, pool, order, undoes: true, taken: 0 }
     }
 }
 
 impl<P: Platform> TablePages for Direct<'_, P> {
     fn take(&mut self) -> Option<PhysAddr> {
-        let table = self.pool.take_zeroed(self.platform, self.order).ok()?;
+        let (p, order) = (self.platform, self.order);
+        let table =
+            if self.undoes { self.pool.take_kept(p, order) } else { self.pool.take(p, order) }.ok()?;
+        if let Some(range) = PhysRange::new(table, 1 << (PAGE_LOG2 + order)) {
+            p.wipe(range);
+        }
         self.taken += 1;
         Some(table)
     }

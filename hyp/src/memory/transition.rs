@@ -124,6 +124,17 @@ impl<'a, P: Platform> Reserves<'a, P> {
         gains: Option<&Tables>,
         range: PhysRange,
     ) -> Result<(), Failure> {
+        let (cpu, io) = Self::count(cx, loses, gains, range);
+        if cpu | io == 0 { Ok(()) } else { self.take_count(cx, cpu, io) }
+    }
+
+    #[inline]
+    fn count<I>(
+        cx: &Context<'a, P, I>,
+        loses: Option<&Tables>,
+        gains: Option<&Tables>,
+        range: PhysRange,
+    ) -> (usize, usize) {
         let p = cx.platform;
         let mut cpu = 0;
         let mut io = 0;
@@ -135,7 +146,28 @@ impl<'a, P: Platform> Reserves<'a, P> {
             cpu += tables.cpu.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, range.start()));
             io += tables.io.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, range.start()));
         }
-        if cpu | io == 0 { Ok(()) } else { self.take_count(cx, cpu, io) }
+        (cpu, io)
+    }
+
+    /// For a top up that [`Self::take`] refused: takes what is kept for it too.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    #[cold]
+    fn take_kept<I>(
+        &mut self,
+        cx: &Context<'a, P, I>,
+        loses: Option<&Tables>,
+        range: PhysRange,
+    ) -> Result<(), Failure> {
+        let (cpu, io) = Self::count(cx, loses, None, range);
+        let taken = self.cpu.take_kept(cpu).and_then(|()| self.io.take_kept(io));
+        taken.map_err(|_| {
+            self.release();
+            let needed = ((cpu as u64) << CPU_ORDER) + ((io as u64) << self.io_order);
+            let there = cx.pool.state().free.saturating_add(cx.pool.kept());
+            Failure { status: Status::NoMemory, missing_pages: needed.saturating_sub(there).max(1) }
+        })
     }
 
     #[cold]
@@ -144,7 +176,7 @@ impl<'a, P: Platform> Reserves<'a, P> {
         taken.map_err(|_| {
             self.release();
             let needed = ((cpu as u64) << CPU_ORDER) + ((io as u64) << self.io_order);
-            let missing_pages = needed.saturating_sub(cx.pool.state().free).max(1);
+            let missing_pages = cx.pool.missing(needed).max(1);
             Failure { status: Status::NoMemory, missing_pages }
         })
     }
@@ -192,7 +224,13 @@ impl Ownership {
             return Err(Status::WrongState.into());
         }
         let mut reserves = Reserves::empty(cx, self.io_order);
-        reserves.take(cx, loses.as_ref(), gains.as_ref(), range)?;
+        if let Err(failure) = reserves.take(cx, loses.as_ref(), gains.as_ref(), range) {
+            // With an empty pool nothing else could fill it again.
+            if !matches!(change, Change::TopUp) {
+                return Err(failure);
+            }
+            reserves.take_kept(cx, loses.as_ref(), range)?;
+        }
 
         if let Some(tables) = &loses {
             match self.withdraw(cx, tables, range, &mut reserves) {
@@ -341,7 +379,7 @@ impl Ownership {
             // Nothing gathered: the table was refused before it changed, and still maps the range.
             if !gather.is_empty() {
                 self.retire_tables(cx, *domain, gather);
-                let mut pages = Direct::new(p, cx.pool, self.io_order);
+                let mut pages = Direct::undoing(p, cx.pool, self.io_order);
                 let attributes = Attributes::io_stage2_normal();
                 let result = io.map(p, &mut pages, &mut NoBreak, range, start, attributes, false, &mut again);
                 self.count_io_tables(*domain, pages.taken);
@@ -351,7 +389,7 @@ impl Ownership {
             }
         }
         if let Some((cpu, attributes)) = &tables.cpu {
-            let mut pages = Direct::new(p, cx.pool, CPU_ORDER);
+            let mut pages = Direct::undoing(p, cx.pool, CPU_ORDER);
             let result =
                 cpu.map(p, &mut pages, &mut BreakHost(p), range, start, *attributes, false, &mut again);
             self.host_table_pages += pages.taken;

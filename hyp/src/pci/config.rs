@@ -12,7 +12,7 @@ pub const COMMAND: u16 = 0x04;
 /// Header Type in bits 23:16.
 const HEADER_TYPE: u16 = 0x0c;
 /// Primary, Secondary and Subordinate Bus Number of a bridge.
-pub const BUS_NUMBERS: u16 = 0x18;
+const BUS_NUMBERS: u16 = 0x18;
 /// Capabilities Pointer.
 const CAPABILITIES: u16 = 0x34;
 
@@ -38,6 +38,14 @@ pub enum Header {
     Bridge,
 }
 
+/// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at this one.
+pub const fn next_on_bus(rid: u16, found: Option<(Header, bool)>) -> Option<u16> {
+    // Without function 0 there is no device (7.5.1.1.9), and with it alone no other function.
+    let alone = rid & 7 == 0 && !matches!(found, Some((_, true)));
+    let devfn = (rid & 0xff) + if alone { 8 } else { 1 };
+    if devfn <= 0xff { Some(rid & 0xff00 | devfn) } else { None }
+}
+
 /// The configuration space of one root bus.
 pub struct Config<'a, P> {
     platform: &'a P,
@@ -49,6 +57,11 @@ impl<'a, P: Platform> Config<'a, P> {
     /// The space of `node`, of which at most `reads` registers are read or written.
     pub fn new(platform: &'a P, node: &'a PcieNode, reads: u32) -> Self {
         Self { platform, node, reads_left: reads }
+    }
+
+    /// Goes on with the space of another root bus, with what is left of the reads.
+    pub const fn enter(&mut self, node: &'a PcieNode) {
+        self.node = node;
     }
 
     /// The 4 KiB page of a function; `None` if it is outside the node's buses.
@@ -78,35 +91,51 @@ impl<'a, P: Platform> Config<'a, P> {
         self.write(rid, COMMAND, command & 0xffff);
     }
 
-    /// What is at a Requester ID; `None` when there is nothing, or a virtual function, whose Vendor ID reads
-    /// as ones.
-    pub fn header(&mut self, rid: u16) -> Result<Option<Header>, PciError> {
-        if self.read(rid, ID)? & 0xffff == 0xffff {
+    /// Vendor and Device ID.
+    pub fn id(&mut self, rid: u16) -> Result<u32, PciError> {
+        self.read(rid, ID)
+    }
+
+    /// What is at a Requester ID, and whether functions 1 to 7 may be there too if it is function 0; `None` when
+    /// there is nothing, or a virtual function, whose Vendor ID reads as ones.
+    pub fn header(&mut self, rid: u16) -> Result<Option<(Header, bool)>, PciError> {
+        if self.id(rid)? & 0xffff == 0xffff {
             return Ok(None);
         }
-        Ok(Some(match self.header_type(rid)? & 0x7f {
+        let header_type = self.read(rid, HEADER_TYPE)? >> 16;
+        let header = match header_type & 0x7f {
             1 | 2 => Header::Bridge,
             _ => Header::Endpoint,
-        }))
-    }
-
-    /// Whether functions 1 to 7 may be there too; `rid` is function 0.
-    pub fn is_multi_function(&mut self, rid: u16) -> Result<bool, PciError> {
-        Ok(self.header_type(rid)? & 0x80 != 0)
-    }
-
-    fn header_type(&mut self, rid: u16) -> Result<u8, PciError> {
-        Ok((self.read(rid, HEADER_TYPE)? >> 16) as u8)
+        };
+        Ok(Some((header, header_type & 0x80 != 0)))
     }
 
     /// Makes the function send with the number of the bus it is on now: it captures that number from each
     /// configuration write (2.2.6.2), and the last one may be from before the bus was renumbered. Its ID
     /// registers are read-only, and get their own value all the same.
     pub fn capture_bus_number(&mut self, rid: u16) -> Result<(), PciError> {
-        let id = self.read(rid, ID)?;
+        let id = self.id(rid)?;
         self.spend()?;
         self.write(rid, ID, id);
         Ok(())
+    }
+
+    /// Secondary and Subordinate Bus Number of a bridge on bus `on`, whose bridges may use numbers up to `last`;
+    /// `None` when it has none: then it forwards no configuration request.
+    ///
+    /// # Errors
+    /// [`PciError::BusNumbers`] when they are reversed, or not all in `on + 1..=last`. So are a Secondary of 0 with a
+    /// Subordinate above: such a bridge claims all up to there.
+    pub fn bus_numbers(&mut self, rid: u16, on: u8, last: u8) -> Result<Option<(u8, u8)>, PciError> {
+        let [_, secondary, subordinate, _] = self.read(rid, BUS_NUMBERS)?.to_le_bytes();
+        if secondary == 0 && subordinate == 0 {
+            return Ok(None);
+        }
+        if on < secondary && secondary <= subordinate && subordinate <= last {
+            Ok(Some((secondary, subordinate)))
+        } else {
+            Err(PciError::BusNumbers(rid))
+        }
     }
 
     /// Offset of a capability of this function.

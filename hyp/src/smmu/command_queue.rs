@@ -104,13 +104,18 @@ impl CommandQueue {
         p.write_u64(slot.offset(8), command.0[1]);
     }
 
-    /// Adds a command. The caller saw that the queue is not full.
-    fn push<P: Platform>(&mut self, p: &P, command: Command) {
+    /// Adds a command, and waits for room first if there is none.
+    #[inline]
+    fn append<P: Platform>(&mut self, p: &P, command: Command) -> Result<(), Fault> {
+        if self.is_full() && (self.refresh(p).is_err() || self.is_full()) {
+            self.await_room(p)?;
+        }
         self.overwrite(p, self.produced, command);
         self.produced = self.produced.wrapping_add(1);
+        Ok(())
     }
 
-    /// Lets the SMMU see every command that was pushed.
+    /// Lets the SMMU see every command that was appended.
     fn publish<P: Platform>(&self, p: &P) {
         // The commands, and the descriptors and STEs that they are about, before PROD.
         p.full_barrier();
@@ -153,12 +158,10 @@ impl CommandQueue {
             Condition::Off | Condition::Lost => return Err(Fault),
         }
         let first = self.produced;
-        for command in commands.chain(core::iter::once(Command::sync())) {
-            if self.is_full() && (self.refresh(p).is_err() || self.is_full()) {
-                self.await_room(p)?;
-            }
-            self.push(p, command);
+        for command in commands {
+            self.append(p, command)?;
         }
+        self.append(p, Command::sync())?;
         self.publish(p);
         self.batches = self.batches.wrapping_add(1);
         Ok(Batch { first, end: self.produced })
@@ -168,7 +171,7 @@ impl CommandQueue {
     #[cold]
     #[inline(never)]
     fn await_room<P: Platform>(&mut self, p: &P) -> Result<(), Fault> {
-        // What was pushed and not published would never be consumed.
+        // What was appended and not published would never be consumed.
         self.publish(p);
         let start = p.now_ns();
         loop {

@@ -265,7 +265,7 @@ impl Set {
 
     #[inline]
     pub(crate) fn get(&self, index: usize) -> Option<&Smmu> {
-        self.smmus.get(..self.count)?.get(index)
+        if index < self.count { self.smmus.get(index) } else { None }
     }
 
     fn iter(&self) -> impl Iterator<Item = &Smmu> {

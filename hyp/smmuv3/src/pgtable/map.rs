@@ -33,11 +33,11 @@ impl Leaves {
 }
 
 /// One call of map that does not end on the short way.
-struct Mapper<'a, M, P, B> {
+struct Mapper<'a, M> {
     table: &'a PageTable,
     memory: &'a M,
-    pages: &'a mut P,
-    breaker: &'a mut B,
+    pages: &'a mut dyn TablePages,
+    breaker: &'a mut dyn BreakBlock,
     gather: &'a mut Gather,
     leaves: Leaves,
     join: bool,
@@ -62,8 +62,8 @@ impl PageTable {
     pub(super) fn map_range<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         range: PhysRange,
         output: PhysAddr,
         attributes: Attributes,
@@ -86,8 +86,8 @@ impl PageTable {
     fn map_span<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         span: Span,
         output: PhysAddr,
         attributes: Attributes,
@@ -293,7 +293,7 @@ impl PageTable {
     }
 }
 
-impl<M: Memory, P: TablePages, B: BreakBlock> Mapper<'_, M, P, B> {
+impl<M: Memory> Mapper<'_, M> {
     /// Maps the span in a table of `level`. `live`: walkers can reach the table; `mixed`: what is known of it
     /// before. `None` when the stock has run out.
     fn fill(&mut self, table: PhysAddr, level: u8, live: bool, mixed: bool, span: Span) -> Option<Filled> {

@@ -143,8 +143,8 @@ impl PageTable {
     pub fn map<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         range: PhysRange,
         output: PhysAddr,
         attributes: Attributes,
@@ -165,8 +165,8 @@ impl PageTable {
     pub fn unmap<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         range: PhysRange,
         gather: &mut Gather,
     ) -> Result<(), UnmapError> {
@@ -208,7 +208,7 @@ impl PageTable {
 
     /// Gives back all tables below the root and clears the root, which stays the caller's. No walker and no
     /// cache may reach the table any more.
-    pub fn free_all<M: Memory>(&self, memory: &M, pages: &mut impl TablePages) {
+    pub fn free_all<M: Memory>(&self, memory: &M, pages: &mut dyn TablePages) {
         let entries = self.geometry.root_entries();
         let level = self.geometry.start_level();
         self.for_each_child(memory, self.root, level, entries, &mut |table| pages.give(table));

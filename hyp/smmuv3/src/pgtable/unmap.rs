@@ -9,10 +9,10 @@ use crate::gather::Gather;
 use crate::memory::{Memory, TablePages};
 
 /// One call of unmap that does not end on the short way.
-struct Unmapper<'a, M, B> {
+struct Unmapper<'a, M> {
     table: &'a PageTable,
     memory: &'a M,
-    breaker: &'a mut B,
+    breaker: &'a mut dyn BreakBlock,
     gather: &'a mut Gather,
     stock: TableChain,
 }
@@ -32,8 +32,8 @@ impl PageTable {
     pub(super) fn unmap_range<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         range: PhysRange,
         gather: &mut Gather,
     ) -> Result<(), UnmapError> {
@@ -57,8 +57,8 @@ impl PageTable {
     fn unmap_span<M: Memory>(
         &self,
         memory: &M,
-        pages: &mut impl TablePages,
-        breaker: &mut impl BreakBlock,
+        pages: &mut dyn TablePages,
+        breaker: &mut dyn BreakBlock,
         span: Span,
         gather: &mut Gather,
     ) -> Result<(), UnmapError> {
@@ -169,7 +169,7 @@ impl PageTable {
     }
 }
 
-impl<M: Memory, B: BreakBlock> Unmapper<'_, M, B> {
+impl<M: Memory> Unmapper<'_, M> {
     /// Unmaps the span in a table of `level`. `None` when the stock has run out.
     fn clear(&mut self, table: PhysAddr, level: u8, span: Span) -> Option<Cleared> {
         let pieces = cut(span, self.table.geometry.level_shift(level));

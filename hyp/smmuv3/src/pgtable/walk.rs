@@ -56,7 +56,7 @@ pub(super) fn cut((first, last): Span, shift: u8) -> Pieces {
 }
 
 /// Entries that are stored or compared before the end of a run is looked for.
-const UNROLLED: [u64; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+const UNROLLED: u64 = 16;
 
 /// Stores `count` leaf descriptors from `slot` on: `first`, then each `step` more than the one before.
 #[inline(never)]
@@ -67,11 +67,11 @@ pub(super) fn write_leaves<M: Memory>(memory: &M, slot: PhysAddr, count: u64, fi
     // A split fills a whole table, and that is the longest thing a small change does.
     let end_unrolled = slot.offset((count & !15).wrapping_mul(8));
     while slot != end_unrolled {
-        for index in UNROLLED {
+        for index in 0..UNROLLED {
             memory.write_u64(slot.offset(index * 8), value);
             value = value.wrapping_add(step);
         }
-        slot = slot.offset(UNROLLED.len() as u64 * 8);
+        slot = slot.offset(UNROLLED * 8);
     }
     while slot != end {
         memory.write_u64(slot, value);
@@ -87,13 +87,15 @@ pub(super) fn are_leaves<M: Memory>(memory: &M, table: PhysAddr, count: u64, fir
     let mut expected = first;
     let end = table.offset(count.wrapping_mul(8));
     while slot != end {
-        for index in UNROLLED {
-            if memory.read_u64(slot.offset(index * 8)) != expected {
-                return false;
-            }
+        let mut different = 0;
+        for index in 0..UNROLLED {
+            different |= memory.read_u64(slot.offset(index * 8)) ^ expected;
             expected = expected.wrapping_add(step);
         }
-        slot = slot.offset(UNROLLED.len() as u64 * 8);
+        if different != 0 {
+            return false;
+        }
+        slot = slot.offset(UNROLLED * 8);
     }
     true
 }
@@ -104,11 +106,11 @@ pub(super) fn first_valid<M: Memory>(memory: &M, slot: PhysAddr, count: u64) -> 
     let end_unrolled = count & !15;
     while index != end_unrolled {
         let here = slot.offset(index.wrapping_mul(8));
-        let any = UNROLLED.iter().fold(0, |any, i| any | memory.read_u64(here.offset(i * 8)));
+        let any = (0..UNROLLED).fold(0, |any, i| any | memory.read_u64(here.offset(i * 8)));
         if any & descriptor::VALID != 0 {
             break;
         }
-        index = index.wrapping_add(UNROLLED.len() as u64);
+        index = index.wrapping_add(UNROLLED);
     }
     while index != count {
         if memory.read_u64(slot.offset(index.wrapping_mul(8))) & descriptor::VALID != 0 {
@@ -126,12 +128,12 @@ pub(super) fn clear_entries<M: Memory>(memory: &M, slot: PhysAddr, count: u64) -
     let end = slot.offset(count.wrapping_mul(8));
     let end_unrolled = slot.offset((count & !15).wrapping_mul(8));
     while at != end_unrolled {
-        for index in UNROLLED {
+        for index in 0..UNROLLED {
             let here = at.offset(index * 8);
             valid = valid.wrapping_add(memory.read_u64(here) & descriptor::VALID);
             memory.write_u64(here, 0);
         }
-        at = at.offset(UNROLLED.len() as u64 * 8);
+        at = at.offset(UNROLLED * 8);
     }
     while at != end {
         valid = valid.wrapping_add(memory.read_u64(at) & descriptor::VALID);
@@ -142,11 +144,7 @@ pub(super) fn clear_entries<M: Memory>(memory: &M, slot: PhysAddr, count: u64) -
 }
 
 /// Takes `count` tables, or none at all.
-pub(super) fn reserve<M: Memory>(
-    memory: &M,
-    pages: &mut impl TablePages,
-    count: usize,
-) -> Option<TableChain> {
+pub(super) fn reserve<M: Memory>(memory: &M, pages: &mut dyn TablePages, count: usize) -> Option<TableChain> {
     let mut stock = TableChain::new();
     for _ in 0..count {
         match pages.take() {
@@ -161,7 +159,7 @@ pub(super) fn reserve<M: Memory>(
 }
 
 /// Gives back what is left of a stock.
-pub(super) fn give_back<M: Memory>(memory: &M, pages: &mut impl TablePages, mut stock: TableChain) {
+pub(super) fn give_back<M: Memory>(memory: &M, pages: &mut dyn TablePages, mut stock: TableChain) {
     while let Some(table) = stock.pop(memory) {
         pages.give(table);
     }

@@ -6,6 +6,7 @@
 
 extern crate std;
 
+mod bounds;
 pub(crate) mod platform;
 
 use abi::{DomainHandle, GuestHandle, Recipient, Status};
@@ -15,7 +16,9 @@ use smmuv3::pgtable::{Blocks, Granule, PageTable};
 
 use super::frame::{Owner, PageState};
 use super::pool::Pool;
+use super::transition::{Reserves, Tables};
 use super::*;
+use crate::devicetree::Machine;
 use platform::{DOORBELL, Did, POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatform, machine, range};
 
 const PAGE: u64 = 4096;
@@ -29,9 +32,15 @@ struct World {
 
 impl World {
     fn new(granule: Granule, blocks: Blocks) -> Self {
+        Self::with_devices(granule, blocks, |_| {})
+    }
+
+    fn with_devices(granule: Granule, blocks: Blocks, add: impl FnOnce(&mut Machine)) -> Self {
         let (p, pool, mut ownership) = (TestPlatform::default(), Pool::new(), Ownership::new());
+        let mut machine = machine(&p);
+        add(&mut machine);
         let own = [range(POOL, POOL_BYTES), range(0x080a_0000, PAGE)];
-        let layout = Layout::new(&machine(&p), granule, own.into_iter()).unwrap();
+        let layout = Layout::new(&machine, granule, own.into_iter()).unwrap();
         let table_bytes = layout.frame_table_bytes();
         assert!(pool.add_boot(&p, range(POOL + table_bytes, POOL_BYTES - table_bytes)));
         layout.build(&mut ownership, &p, &pool, PhysAddr(POOL), 44, 44, blocks).unwrap();
@@ -292,7 +301,7 @@ fn what_cannot_be_restored_is_quarantined_and_counted() {
     let mut world = World::new(Granule::Size4K, Blocks::Never);
     let guest = world.guest();
     let block = range(RAM + 4 * BLOCK, BLOCK);
-    while world.pool.take(&world.p, 0).is_ok() {}
+    while world.pool.take_kept(&world.p, 0).is_ok() {}
     world.p.fail_next(3);
     assert_eq!(world.change(Change::TopUp, block), Err(Status::Hardware.into()));
     world.p.fail_next(0);
@@ -320,7 +329,7 @@ fn a_share_that_cannot_be_ended_takes_the_page_from_the_host_too() {
     let with = Recipient::Guest(guest);
     world.change(Change::Share(with), page).unwrap();
     let mut taken = std::vec::Vec::new();
-    while let Ok(run) = world.pool.take(&world.p, 0) {
+    while let Ok(run) = world.pool.take_kept(&world.p, 0) {
         taken.push(run);
     }
     // The guest's only leaf there: its table is emptied and lost, so the share cannot be restored. The host's block
@@ -350,6 +359,68 @@ fn the_pool_takes_pages_and_gives_them_back_wiped() {
         let empty = world.with(|ownership, cx| ownership.give_back(cx, 2));
         assert_eq!(empty, Err(Status::Empty.into()));
     }
+}
+
+#[test]
+fn an_empty_pool_can_be_topped_up() {
+    for mut world in worlds() {
+        let guest = world.guest();
+        let (unit, before) = (world.ownership.unit_bytes(), world.pool.state());
+        let per_unit = unit / PAGE;
+        let target = range(RAM + 2 * BLOCK, unit);
+        let taken: std::vec::Vec<PhysAddr> =
+            core::iter::from_fn(|| world.pool.take(&world.p, 0).ok()).collect();
+        let (kept, words) = (world.pool.kept(), world.p.words());
+        let refused = world.change(Change::Donate(guest), target).unwrap_err();
+        assert!(refused.status == Status::NoMemory && refused.missing_pages > 0);
+        assert_eq!((world.pool.kept(), world.p.words()), (kept, words));
+
+        // Of a block that no other page is of: what is kept splits it, and is filled up first.
+        let bank = RAM + 8 * BLOCK;
+        world.top_up(range(bank, unit)).unwrap();
+        assert_eq!(world.reach(guest, bank), NONE);
+        let state = world.pool.state();
+        assert!(world.pool.kept() + state.free <= kept + per_unit && state.donated == per_unit);
+        let mut given = 1;
+        while let Err(failure) = world.change(Change::Donate(guest), target) {
+            assert_eq!(failure.status, Status::NoMemory);
+            let rest = (failure.missing_pages * PAGE).next_multiple_of(unit);
+            world.top_up(range(bank + given * unit, rest)).unwrap();
+            given += rest / unit;
+            assert!(given <= 8, "each refusal told too little");
+        }
+        assert_eq!(world.pool.kept(), kept, "filled before others get pages");
+        assert_eq!(world.reach(guest, target.start().0), GUEST);
+
+        // All that the host gave can come back, and what is kept is the hypervisor's own again.
+        world.change(Change::Reclaim(guest), target).unwrap();
+        for page in taken {
+            world.pool.give(&world.p, page, 0);
+        }
+        let order = per_unit.ilog2() as u8;
+        for _ in 0..given {
+            world.with(|ownership, cx| ownership.give_back(cx, order)).unwrap();
+        }
+        let empty = world.with(|ownership, cx| ownership.give_back(cx, order));
+        assert_eq!(empty, Err(Status::Empty.into()));
+        assert_eq!((world.pool.state(), world.pool.kept()), (before, kept));
+    }
+}
+
+#[test]
+fn what_is_kept_lasts_for_the_worst_step() {
+    // Over the end of a block, with every block in one piece, and an SMMU that fails.
+    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
+    let kept = world.pool.kept();
+    while world.pool.take(&world.p, 0).is_ok() {}
+    let across = range(RAM + 9 * BLOCK - PAGE, BLOCK);
+    world.p.fail_next(1);
+    assert_eq!(world.top_up(across), Err(Status::Hardware.into()));
+    world.p.fail_next(0);
+    assert_eq!(world.owner(across.start().0), (Owner::Host, None), "nothing is lost");
+    assert!(world.ownership.host_reaches(&world.p, across.last()));
+    world.top_up(across).unwrap();
+    assert_eq!(world.pool.kept(), kept);
 }
 
 #[test]
@@ -417,6 +488,70 @@ fn held_ranges_are_gone_until_the_last_holder_lets_go() {
         assert_eq!(world.with(|o, cx| o.hold(cx, kept, &mut one)), Err(Status::Busy.into()));
     }
     assert_eq!(one, HeldSet::EMPTY);
+}
+
+#[test]
+fn a_range_that_cannot_be_given_back_whole_is_not_given_back() {
+    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
+    let tables = world.ownership.host_table_bytes();
+    let (mut one, mut two) = (HeldSet::EMPTY, HeldSet::EMPTY);
+    // A page of the first table stays out and one stays in, so that it is neither free nor full.
+    let whole = range(0x1000_2000, 0x5f_e000);
+    let parts = [range(0x1000_0000, PAGE), range(0x1020_0000, 0x21_0000)];
+    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
+    for part in parts {
+        world.with(|o, cx| o.hold(cx, part, &mut two)).unwrap();
+    }
+    let reached = |world: &World| {
+        [0x1000_0000, 0x1000_2000, 0x101f_f000, 0x1020_0000, 0x1041_0000, 0x105f_f000]
+            .map(|address| world.ownership.host_reaches(&world.p, PhysAddr(address)))
+    };
+    // The first gap needs no table, the second does.
+    let taken: std::vec::Vec<PhysAddr> = core::iter::from_fn(|| world.pool.take(&world.p, 0).ok()).collect();
+    assert_eq!(world.with(|o, cx| o.can_release(cx, one)).unwrap_err().status, Status::NoMemory);
+    assert!(!world.with(|o, cx| o.release(cx, &mut one)));
+    assert_eq!(reached(&world), [false; 6], "all or nothing");
+    // Whatever is mapped of a range that nobody holds is withdrawn when it is held again.
+    world.with(|o, cx| {
+        let tables = Tables { cpu: Some((o.cpu, HOST_DEVICE)), io: None };
+        assert!(o.grant(cx, &tables, range(0x1000_2000, PAGE), &mut Reserves::empty(cx, 0)));
+    });
+    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x1000_2000)));
+    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
+    assert_eq!(reached(&world), [false; 6]);
+    assert!(!world.with(|o, cx| o.release(cx, &mut one)));
+    for page in taken {
+        world.pool.give(&world.p, page, 0);
+    }
+    // The next release, whichever, gives it back; it has to be withdrawn again.
+    let mut none = HeldSet::EMPTY;
+    world.with(|o, cx| o.release(cx, &mut none));
+    assert_eq!(reached(&world), [false, true, true, false, true, true]);
+    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
+    assert_eq!(reached(&world), [false; 6]);
+    assert!(world.with(|o, cx| o.release(cx, &mut one)) && world.with(|o, cx| o.release(cx, &mut two)));
+    assert_eq!(reached(&world), [true; 6]);
+    assert_eq!(world.ownership.host_table_bytes(), tables);
+}
+
+#[test]
+fn few_ranges_overlap_one_and_many_are_held() {
+    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
+    let mut set = HeldSet::EMPTY;
+    let mut hold = |start, size_bytes| world.with(|o, cx| o.hold(cx, range(start, size_bytes), &mut set));
+    hold(0x1000_0000, 0x10_0000).unwrap();
+    for index in 0..8 {
+        hold(0x1000_0000 + index * 0x2000, PAGE).unwrap();
+    }
+    assert_eq!(hold(0x1001_0000, PAGE), Err(Status::NoSpace.into()));
+    hold(0x1000_0000, PAGE).unwrap();
+    for index in 0..256 - 9 {
+        hold(0x1100_0000 + index * PAGE, PAGE).unwrap();
+    }
+    assert_eq!(hold(0x1200_0000, PAGE), Err(Status::NoSpace.into()));
+    assert!(world.with(|o, cx| o.release(cx, &mut set)));
+    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x1000_0000)));
+    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x110f_6000)));
 }
 
 #[test]

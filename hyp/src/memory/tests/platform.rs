@@ -38,8 +38,13 @@ pub struct State {
     registers: BTreeMap<u64, u64>,
     free: [BTreeSet<(u64, u8)>; 2],
     pub did: Vec<Did>,
+    /// How many words of memory were read.
+    pub reads: u64,
     /// How many of the next invalidations fail.
     pub failures: u32,
+    /// The SMMU consumes no command and acknowledges nothing.
+    pub deaf: bool,
+    now_ns: u64,
 }
 
 #[derive(Default)]
@@ -48,6 +53,11 @@ pub struct TestPlatform(pub Mutex<State>);
 impl TestPlatform {
     pub fn did(&self) -> Vec<Did> {
         std::mem::take(&mut self.0.lock().unwrap().did)
+    }
+
+    /// How many words of memory were read since the last time.
+    pub fn reads(&self) -> u64 {
+        std::mem::take(&mut self.0.lock().unwrap().reads)
     }
 
     pub fn fail_next(&self, invalidations: u32) {
@@ -64,7 +74,9 @@ impl TestPlatform {
 impl Memory for TestPlatform {
     fn read_u64(&self, address: PhysAddr) -> u64 {
         assert!(address.is_aligned(8) && address.0 >= RAM && address.0 < RAM + RAM_BYTES, "{address}");
-        self.0.lock().unwrap().words.get(&address.0).copied().unwrap_or(0)
+        let mut state = self.0.lock().unwrap();
+        state.reads += 1;
+        state.words.get(&address.0).copied().unwrap_or(0)
     }
 
     fn write_u64(&self, address: PhysAddr, value: u64) {
@@ -93,8 +105,10 @@ impl Platform for TestPlatform {
 
     fn write_register_u32(&self, address: PhysAddr, value: u32) {
         let mut state = self.0.lock().unwrap();
+        let deaf = state.deaf;
         let mut set = |offset, value: u32| state.registers.insert(SMMU + offset, u64::from(value));
         match address.0.wrapping_sub(SMMU) {
+            offset @ (0x44 | 0x20 | 0x50 | 0x98) if deaf => set(offset, value),
             // GBPA.UPDATE reads 0 when the update is done; CR0ACK and IRQ_CTRLACK follow at once.
             0x44 => set(0x44, value & !(1 << 31)),
             0x20 => set(0x20, value).and(set(0x24, value)),
@@ -118,7 +132,9 @@ impl Platform for TestPlatform {
     }
 
     fn now_ns(&self) -> u64 {
-        0
+        let mut state = self.0.lock().unwrap();
+        state.now_ns += if state.deaf { 1_000_000 } else { 0 };
+        state.now_ns
     }
 
     fn relax(&self) {}
@@ -173,7 +189,7 @@ pub fn range(start: u64, size_bytes: u64) -> PhysRange {
     PhysRange::new(PhysAddr(start), size_bytes).unwrap()
 }
 
-fn list<T: Copy, const N: usize>(items: &[T]) -> List<T, N> {
+pub fn list<T: Copy, const N: usize>(items: &[T]) -> List<T, N> {
     let mut list = List::new();
     for item in items {
         list.push(*item).unwrap();
@@ -189,6 +205,8 @@ pub fn machine(platform: &TestPlatform) -> Machine {
     }
     // The only Redistributor: GICR_TYPER.Last.
     platform.write_register_u64(PhysAddr(0x080a_0008), 1 << 4);
+    // The ITS: GITS_CTLR.Quiescent.
+    platform.write_register_u64(PhysAddr(0x0808_0000), 1 << 31);
     Machine {
         memory: list(&[range(RAM, RAM_BYTES)]),
         reserved: List::new(),

@@ -1,0 +1,221 @@
+//! Bus numbers: what the host claims with them, within one root bus and between several.
+
+use super::super::config::COMMAND_BUS_MASTER;
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn no_bridge_of_another_root_bus_answers_for_the_function() {
+    let given = || Device::bridge(0, 17, 17, vec![Device::new(0)]);
+    let decoy = |secondary, last| vec![Device::bridge(1, secondary, last, vec![Device::new(0)])];
+    let hold = |fake: &Fake| {
+        let mut held = vec![];
+        let function = Function { node: 1, rid: 0x1100 };
+        let result = hold_function(fake, &two_roots(), function, &mut |range: PhysRange| {
+            fake.state().held.insert(range.start().0);
+            held.push(range);
+            Ok::<(), ()>(())
+        });
+        result.map(|()| held)
+    };
+    for (secondary, last) in [(17, 17), (16, 17), (1, 17), (1, 16)] {
+        let fake = Fake::with_second(decoy(secondary, last), vec![given()]);
+        assert_eq!(hold(&fake), Err(HoldError::Pci(PciError::BusNumbers(8))), "{secondary} {last}");
+    }
+    // Bridges of the other root bus cannot be renumbered later, and have no say in what is behind them.
+    let mut root = decoy(1, 1);
+    root.push(Device::bridge(2, 0, 0, vec![]));
+    let fake = Fake::with_second(root, vec![given()]);
+    assert_eq!(hold(&fake), Ok(vec![page(0x08), page(0x10), page(0x1000), page(0x1100)]));
+    let state = fake.state();
+    assert_eq!((state.root[0].behind[0].captured, state.second[0].behind[0].captured), (None, Some(17)));
+}
+
+#[test]
+fn bridges_of_all_root_buses_count() {
+    let ports = |first: u8, count: u8| {
+        (0..count).map(move |device| Device::bridge(device, first + device, first + device, vec![])).collect()
+    };
+    let with = |count| {
+        let fake = Fake::with_second(ports(1, 15), ports(17, count));
+        // 15 more on bus 1.
+        fake.state().root[0].behind = (0..32)
+            .map(|device| Device::bridge(device, 0, 0, vec![]).word(4, 0))
+            .take(MAX_BRIDGES - 15 - 10)
+            .collect();
+        let function = Function { node: 1, rid: 0x1100 };
+        hold_function(&fake, &two_roots(), function, &mut |range: PhysRange| {
+            fake.state().held.insert(range.start().0);
+            Ok::<(), ()>(())
+        })
+    };
+    assert_eq!(with(10), Err(HoldError::Pci(PciError::NotFound)), "nothing is behind the ports");
+    assert_eq!(with(11), Err(HoldError::Pci(PciError::TooMany)));
+}
+
+#[test]
+fn bus_numbers_that_form_no_tree_are_refused() {
+    let check = |root: Vec<Device>, expected| assert_eq!(pci_error(root, 0), expected);
+    let alone =
+        |secondary, subordinate| vec![Device::new(0), Device::bridge(1, secondary, subordinate, vec![])];
+    check(alone(3, 2), PciError::BusNumbers(8));
+    check(alone(3, 16), PciError::BusNumbers(8));
+    check(alone(200, 255), PciError::BusNumbers(8));
+    let two = |a: (u8, u8), b: (u8, u8)| {
+        let port = |device, (s, e)| Device::bridge(device, s, e, vec![Device::new(0)]);
+        vec![Device::new(0), port(1, a), port(2, b)]
+    };
+    check(two((1, 3), (3, 4)), PciError::BusNumbers(0x10));
+    check(two((1, 3), (2, 2)), PciError::BusNumbers(0x10));
+    check(two((2, 2), (1, 3)), PciError::BusNumbers(0x10));
+    check(two((1, 1), (1, 1)), PciError::BusNumbers(0x10));
+    // A bridge that leads back to its own bus, to the root bus, or beyond what its parent has.
+    for (secondary, subordinate) in [(1, 2), (1, 1), (2, 9), (9, 9)] {
+        let inner = Device::bridge(0, secondary, subordinate, vec![Device::new(0)]);
+        check(vec![Device::new(0), Device::bridge(1, 1, 2, vec![inner])], PciError::BusNumbers(0x100));
+    }
+}
+
+#[test]
+fn a_bridge_without_numbers_is_harmless_only_if_nothing_behind_it_can_be_the_function() {
+    let mut root = vec![Device::new(0), Device::bridge(1, 1, 1, vec![Device::new(0)])];
+    root.push(Device::bridge(2, 0, 0, vec![Device::new(0)]));
+    assert_eq!(pci_error(root.clone(), 0x100), PciError::Unnumbered(0x10));
+    root[2].words[1] &= !COMMAND_BUS_MASTER;
+    assert_eq!(pci_error(root.clone(), 0), PciError::Unnumbered(0x10));
+    assert!(hold(&Fake::new(root), 0x100).is_ok());
+}
+
+#[test]
+fn behind_a_conventional_bridge_functions_share_a_requester_id() {
+    let conventional = |above: bool| {
+        let bridge = Device::bridge(1, 1, 1, vec![Device::new(0)]).word(EXPRESS_AT, 0x0072_0010);
+        let other = Device::bridge(2, 2, 2, vec![Device::new(0)]);
+        (vec![bridge, other], if above { 0x100 } else { 0x200 })
+    };
+    let (root, rid) = conventional(true);
+    assert_eq!(pci_error(root, rid), PciError::Conventional(8));
+    let (root, rid) = conventional(false);
+    assert!(hold(&Fake::new(root), rid).is_ok());
+    let without_capabilities = vec![Device::bridge(1, 1, 1, vec![Device::new(0)]).word(4, 0x0000_0007)];
+    assert_eq!(pci_error(without_capabilities, 0x100), PciError::Conventional(8));
+}
+
+#[test]
+fn the_walk_is_bounded() {
+    // 40 bridges on the root bus.
+    let bridges = (0..32).flat_map(|device| {
+        (0..2).map(move |function| {
+            let mut bridge = Device::bridge(device, 0, 0, vec![]).multi_function().word(4, 0);
+            bridge.devfn |= function;
+            bridge
+        })
+    });
+    assert_eq!(pci_error(bridges.collect(), 0x100), PciError::TooMany);
+    // Every function of every bus answers.
+    let full = |devices: Vec<Device>| {
+        let taken: Vec<u8> = devices.iter().map(|device| device.devfn).collect();
+        let others = (0..=255)
+            .filter(move |devfn| !taken.contains(devfn))
+            .map(|devfn| Device::new(devfn).multi_function());
+        devices.into_iter().chain(others).collect::<Vec<_>>()
+    };
+    let root = (1..15).rev().fold(full(vec![]), |behind, bus| {
+        full(vec![Device::bridge(0, bus + 1, 15, behind).multi_function()])
+    });
+    let mut root = vec![Device::bridge(0, 1, 15, root)];
+    root.truncate(1);
+    let error = pci_error(root, 0xf00);
+    assert_eq!(error, PciError::TooMany);
+}
+
+fn any_device(depth: u32) -> BoxedStrategy<Device> {
+    let words = proptest::collection::vec((0..64_usize, any::<u32>(), any::<u32>()), 0..6);
+    let endpoint = (prop_oneof![Just(0_u8), 0..12_u8], words).prop_map(|(devfn, words)| {
+        let mut device = Device::new(devfn);
+        for (at, value, writable) in words.into_iter().filter(|(at, ..)| ![1, 3, 6].contains(at)) {
+            device.words[at] = value;
+            device.writable[at] = writable;
+        }
+        device
+    });
+    if depth == 0 {
+        return endpoint.boxed();
+    }
+    let behind = proptest::collection::vec(any_device(depth - 1), 0..4);
+    let bridge = (0..5_u8, behind, any::<bool>()).prop_map(|(device, behind, multi)| {
+        let bridge = Device::bridge(device, 0, 0, behind);
+        if multi { bridge.multi_function() } else { bridge }
+    });
+    prop_oneof![endpoint, bridge].boxed()
+}
+
+/// Requester IDs that functions behind these can send with.
+fn requester_ids(on: &[Device], bus: u8, found: &mut Vec<u16>) {
+    for device in on {
+        found.push(u16::from(bus) << 8 | u16::from(device.devfn));
+        if device.words[3] >> 16 & 0x7f == 1 {
+            let [_, secondary, ..] = device.words[usize::from(BUS) / 4].to_le_bytes();
+            requester_ids(&device.behind, secondary, found);
+        }
+    }
+}
+
+/// Numbers bridges as an operating system does, depth first; returns the last number given.
+fn number(on: &mut [Device], mut last: u8) -> u8 {
+    for device in on {
+        if device.words[3] >> 16 & 0x7f == 1 {
+            let secondary = last + 1;
+            last = number(&mut device.behind, secondary);
+            device.words[usize::from(BUS) / 4] = u32::from_le_bytes([0, secondary, last, 0]);
+        }
+    }
+    last
+}
+
+fn bridges_of<'a>(on: &'a mut [Device], found: &mut Vec<&'a mut u32>) {
+    for device in on {
+        if device.words[3] >> 16 & 0x7f == 1 {
+            found.push(&mut device.words[usize::from(BUS) / 4]);
+            bridges_of(&mut device.behind, found);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_function_that_is_given_is_alone(
+        mut root in proptest::collection::vec(any_device(2), 1..5),
+        hostile in proptest::collection::vec((any::<prop::sample::Index>(), 0..6_u8, 0..6_u8), 0..3),
+        copies in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..3),
+    ) {
+        // Two functions of one bus with one number are no machine.
+        fn distinct(on: &mut Vec<Device>) {
+            let mut seen = BTreeSet::new();
+            on.retain(|device| seen.insert(device.devfn));
+            on.iter_mut().for_each(|device| distinct(&mut device.behind));
+        }
+        distinct(&mut root);
+        number(&mut root, 0);
+        let mut bridges = vec![];
+        bridges_of(&mut root, &mut bridges);
+        let count = bridges.len();
+        if count > 0 {
+            for (index, secondary, subordinate) in hostile {
+                *bridges[index.index(count)] = u32::from_le_bytes([0, secondary, subordinate, 0]);
+            }
+            for (to, from) in copies {
+                *bridges[to.index(count)] = *bridges[from.index(count)];
+            }
+        }
+        let mut found = vec![];
+        requester_ids(&root, 0, &mut found);
+        for rid in &found {
+            if hold(&Fake::new(root.clone()), *rid).is_ok() {
+                prop_assert_eq!(found.iter().filter(|other| *other == rid).count(), 1);
+            }
+        }
+    }
+}
