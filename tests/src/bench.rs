@@ -1,0 +1,289 @@
+//! A started hypervisor on a model machine, with its devices: what every scenario begins with.
+
+use crate::model::smmu::config::SmmuConfig;
+use crate::model::stage2::Stage2Config;
+use crate::model::{BARS, ECAM, FW_CFG, GICD, GICR, ITS, Machine, RAM_BASE, SMMU_BYTES, UART, pci};
+use crate::platform::ModelPlatform;
+use abi::{Function, Status};
+use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuNode};
+use hyp::hypervisor::{Boot, BootError, Hypervisor};
+use hyp::list::List;
+use smmuv3::address::{PhysAddr, PhysRange};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
+
+/// Bytes of RAM.
+pub const RAM_BYTES: u64 = 40 << 20;
+/// The hypervisor's image.
+pub const IMAGE: u64 = RAM_BASE;
+/// Its bytes.
+pub const IMAGE_BYTES: u64 = 1 << 20;
+/// The pool.
+pub const POOL: u64 = RAM_BASE + IMAGE_BYTES;
+/// Its bytes.
+pub const POOL_BYTES: u64 = 7 << 20;
+/// RAM for scenarios, a multiple of 2 MiB, of the host.
+pub const SCRATCH: u64 = RAM_BASE + (16 << 20);
+/// SMMUs that have a PCIe root bus; those after them have streams that no guest can get.
+pub const MAX_BUSES: usize = 16;
+/// A device behind an SMMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Its StreamID.
+    pub stream: u32,
+    /// Requester ID; 0 when it has no PCI function.
+    pub rid: u16,
+    /// Its BAR 0.
+    pub bar: u64,
+}
+
+/// What a machine is made of.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// The SMMUs.
+    pub smmus: Vec<SmmuConfig>,
+    /// Physical address bits of the CPUs.
+    pub pa_bits: u8,
+    /// Nanoseconds of one wait.
+    pub relax_ns: u64,
+}
+
+impl Shape {
+    /// `n` SMMUs of one kind.
+    pub fn of(n: usize, config: SmmuConfig) -> Self {
+        Self { smmus: vec![config; n], pa_bits: 44, relax_ns: 2_000 }
+    }
+}
+
+/// The machine with the hypervisor on it.
+pub struct Bench {
+    /// The hypervisor.
+    pub hypervisor: Box<Hypervisor<ModelPlatform>>,
+    /// Two devices behind each SMMU: one for writes at once, one with delayed transfers.
+    pub devices: Vec<[Behind; 2]>,
+    pub(crate) pending: Mutex<Vec<(usize, host_shim::host::Transfer)>>,
+    pub(crate) buffers: Mutex<HashMap<usize, u64>>,
+}
+
+fn range(start: u64, size: u64) -> PhysRange {
+    PhysRange::new(PhysAddr(start), size).unwrap_or_else(|| unreachable!("constant ranges are not empty"))
+}
+
+fn list<T: Copy, const N: usize>(items: impl IntoIterator<Item = T>) -> List<T, N> {
+    let mut list = List::new();
+    for item in items {
+        let _ = list.push(item);
+    }
+    list
+}
+
+/// The devices of the `n`-th SMMU: behind a root port each, on the buses `8 * n + 1` and `+ 2`.
+fn devices_of(n: usize, config: &SmmuConfig) -> [Behind; 2] {
+    [1u16, 2].map(|port| {
+        let bar = BARS.start + n as u64 * 0x20_0000 + u64::from(port) * 0x10_0000;
+        if n >= MAX_BUSES {
+            return Behind { stream: u32::from(port), rid: 0, bar };
+        }
+        let rid = (8 * n as u16 + port) << 8;
+        let stream = if config.sid_size() >= 16 { u32::from(rid) } else { u32::from(port) };
+        Behind { stream, rid, bar }
+    })
+}
+
+fn add_functions(machine: &mut Machine, n: usize, devices: &[Behind; 2]) {
+    if n >= MAX_BUSES {
+        return;
+    }
+    let root = 8 * n as u64;
+    let page = |rid: u64| ECAM.start + (rid << 12);
+    for (device, port) in devices.iter().zip(1u64..) {
+        let bus = (root + port) as u8;
+        machine.functions.insert(page(root << 8 | port << 3), pci::Function::bridge(root as u8, bus, bus));
+        let kind = if port == 1 { (0x1b36, 0x0005) } else { (0x1234, 0x11e8) };
+        let function = pci::Function::device(kind.0, kind.1, &[(device.bar as u32, 0x10_0000)]);
+        machine.functions.insert(page(u64::from(device.rid)), function);
+    }
+}
+
+fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
+    let phandle = |n: usize| 0x100 + n as u32;
+    let pcie = devices.iter().enumerate().take(MAX_BUSES).map(|(n, devices)| PcieNode {
+        ecam: range(ECAM.start + n as u64 * (8 << 20), 8 << 20),
+        first_bus: 8 * n as u8,
+        last_bus: 8 * n as u8 + 7,
+        domain: n as u32,
+        windows: list([PcieWindow {
+            cpu: range(BARS.start + n as u64 * 0x20_0000, 0x40_0000),
+            bus_address: BARS.start + n as u64 * 0x20_0000,
+            io: false,
+        }]),
+        // The last entry is for Requester IDs without a function: a root bus with one that is not mapped is not the host's.
+        iommu_map: list(
+            devices
+                .iter()
+                .map(|device| (u32::from(device.rid), device.stream, 1))
+                .chain([(0x800 * n as u32, 0x8000_0000, 0x800)])
+                .map(|(rid_base, stream_base, length)| IommuMap {
+                    rid_base,
+                    phandle: phandle(n),
+                    stream_base,
+                    length,
+                }),
+        ),
+        iommu_map_mask: 0xffff,
+    });
+    hyp::devicetree::Machine {
+        memory: list([range(RAM_BASE, RAM_BYTES)]),
+        reserved: List::new(),
+        uart: Some(range(UART.start, UART.size())),
+        gicd: range(GICD.start, GICD.size()),
+        redistributors: list([range(GICR.start, GICR.size())]),
+        its: list([range(ITS.start, ITS.size())]),
+        doorbells: list([PhysAddr(ITS.start + 0x1_0000)]),
+        smmus: list((0..shape.smmus.len()).map(|n| SmmuNode {
+            registers: range(crate::model::SMMU_BASE + SMMU_BYTES * n as u64, SMMU_BYTES),
+            phandle: phandle(n),
+        })),
+        fw_cfg: list([range(FW_CFG.start, FW_CFG.size())]),
+        virtio_mmio: List::new(),
+        pcie: list(pcie),
+        cpus: list([0, 1, 2, 3]),
+        kernel: None,
+        ramdisk: None,
+        psci_smc: true,
+    }
+}
+
+impl Bench {
+    /// Boots the hypervisor on a machine of this shape. The host is at its first instruction, nothing is attached.
+    pub fn boot(shape: &Shape) -> Result<Self, BootError> {
+        Self::boot_on(shape, |_| {})
+    }
+
+    /// As [`Bench::boot`], on a machine that `prepare` did something to.
+    pub fn boot_on(shape: &Shape, prepare: impl FnOnce(&mut Machine)) -> Result<Self, BootError> {
+        let devices: Vec<[Behind; 2]> =
+            shape.smmus.iter().enumerate().map(|(n, c)| devices_of(n, c)).collect();
+        let streams: Vec<Vec<u32>> =
+            devices.iter().map(|pair| pair.iter().map(|d| d.stream).collect()).collect();
+        let mut machine = Machine::new(RAM_BYTES, &shape.smmus, &streams);
+        machine.relax_ns = shape.relax_ns;
+        for (n, pair) in devices.iter().enumerate() {
+            add_functions(&mut machine, n, pair);
+        }
+        // GICR_TYPER of four Redistributors: the last one says so (IHI 0069, 12.11.35).
+        for cpu in 0..4u64 {
+            let typer = 0x1 | if cpu == 3 { 1 << 4 } else { 0 };
+            machine.registers.insert(GICR.start + cpu * 0x2_0000 + 8, typer);
+        }
+        // GITS_CTLR.Quiescent.
+        machine.registers.insert(ITS.start, 1 << 31);
+        prepare(&mut machine);
+        let mut hypervisor = Box::new(Hypervisor::new(ModelPlatform::new(machine)));
+        hypervisor.start(Boot {
+            machine: &tree(shape, &devices),
+            pa_bits: shape.pa_bits,
+            image: &[range(IMAGE, IMAGE_BYTES)],
+            pool: &[range(POOL, POOL_BYTES)],
+        })?;
+        let table = hypervisor.host_stage2();
+        let geometry = *table.geometry();
+        // As the image sets VTCR_EL2 up from the same fields.
+        let vtcr = u64::from(geometry.t0sz())
+            | u64::from(geometry.sl0()) << 6
+            | u64::from(geometry.tg()) << 14
+            | u64::from(geometry.ps()) << 16;
+        {
+            let mut machine = hypervisor.platform().machine();
+            match Stage2Config::from_registers(vtcr, table.root().0, u32::from(shape.pa_bits)) {
+                Ok(config) => machine.cpu.stage2 = Some(config),
+                Err(text) => machine.violations.record(format!("VTCR_EL2 {vtcr:#x}: {text}")),
+            }
+        }
+        Ok(Self { hypervisor, devices, pending: Mutex::default(), buffers: Mutex::default() })
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.hypervisor.platform().machine()
+    }
+
+    /// A hypercall that answers a status.
+    pub fn call(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], Status> {
+        let [x0, x1, x2, x3, x4] = self.hypervisor.hypercall(function.id(), arguments).x;
+        match Status::from_register(x0) {
+            Some(Status::Success) => Ok([x1, x2, x3, x4]),
+            Some(status) => Err(status),
+            None => {
+                self.machine()
+                    .violations
+                    .record(format!("{function:?} answered the undefined status {x0:#x}"));
+                Err(Status::Invalid)
+            }
+        }
+    }
+
+    /// A range call, repeated until all of the range is done; the error of the first step that is refused.
+    pub fn whole(&self, function: Function, start: u64, size: u64, who: u64) -> Result<(), Status> {
+        let mut done = 0;
+        while done < size {
+            let step = self.call(function, [start + done, size - done, who, 0])?[0];
+            if step == 0 || done + step > size {
+                self.machine()
+                    .violations
+                    .record(format!("{function:?} of {size:#x} bytes did {step:#x} after {done:#x}"));
+                return Err(Status::Invalid);
+            }
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// STREAM_ATTACH of a device: 0 the one that writes at once, 1 the delayed one.
+    pub fn attach(&self, smmu: usize, device: usize, domain: u64) -> Result<(), Status> {
+        let stream = u64::from(self.devices[smmu][device].stream);
+        self.call(Function::StreamAttach, [smmu as u64, stream, domain, 0]).map(drop)
+    }
+
+    /// STREAM_DETACH of a device.
+    pub fn detach(&self, smmu: usize, device: usize) -> Result<(), Status> {
+        let stream = u64::from(self.devices[smmu][device].stream);
+        self.call(Function::StreamDetach, [smmu as u64, stream, 0, 0]).map(drop)
+    }
+
+    /// GUEST_CREATE.
+    pub fn guest(&self) -> Result<u64, Status> {
+        self.call(Function::GuestCreate, [0; 4]).map(|[guest, ..]| guest)
+    }
+
+    /// Whether a device's write reaches the page with the same physical address.
+    pub fn reaches(&self, smmu: usize, device: usize, address: u64) -> bool {
+        let stream = self.devices[smmu][device].stream;
+        let mut machine = self.machine();
+        match machine.dma_write(smmu, stream, address, 0x1122_3344_5566_7788) {
+            crate::model::device::Dma::Aborted => false,
+            crate::model::device::Dma::Reached(target) => {
+                if target != address {
+                    machine.violations.record(format!("DMA to {address:#x} reached {target:#x}"));
+                }
+                true
+            }
+        }
+    }
+
+    /// Warms the CPU's TLB and the IOTLB of a device for a page, as far as they may reach it.
+    pub fn warm(&self, address: u64) {
+        for smmu in 0..self.devices.len() {
+            for device in 0..2 {
+                let stream = self.devices[smmu][device].stream;
+                let _ = self.machine().dma_read(smmu, stream, address);
+            }
+        }
+        let _ = self.machine().cpu_translate(address, false);
+    }
+
+    /// The ownership unit.
+    pub fn unit(&self) -> u64 {
+        self.call(Function::Features, [0; 4]).map_or(4096, |[_, unit, ..]| unit)
+    }
+}

@@ -1,0 +1,219 @@
+//! The checks of `host-shim`, run on the model machine.
+//!
+//! What QEMU runs and the model does not: the disk (there is no NVMe controller here), programs at EL1 (so no stage 1, no
+//! instruction syndromes, no PSCI), bus numbers that change when bridges are written, an emulated GIC beyond the words that a
+//! Redistributor's page stores. The check of 10,000 concurrent rounds is run by its own test with fewer rounds.
+//!
+//! What the model runs and QEMU cannot: everything in `tests/tests` but `checks.rs`. A cache that keeps entries for
+//! ever, commands that take effect only with a SYNC, SYNC that waits for transactions, TTL and Leaf hints taken at their word, invalid
+//! STEs in the configuration cache, SMMUs without RIL or BBML or with other granules and sizes, slow queues, failing
+//! commands, failing allocations.
+
+use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
+use crate::model::device::Dma as Reached;
+use crate::model::{ECAM, FW_CFG, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART};
+use host_shim::host::{Abort, DMA_VALUE, Device, Dma, Forbidden, Host, Transfer};
+use hyp::esr::{HostAbort, Syndrome};
+use hyp::hypervisor::AbortAction;
+use std::fmt;
+
+/// How often the host runs an instruction again before the model gives up.
+const RETRIES: usize = 1000;
+
+impl Bench {
+    /// An access of the host's CPU: where it goes, or what EL2 answered for it.
+    fn access(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
+        for _ in 0..RETRIES {
+            let fault = match self.machine().cpu_translate(address, write.is_some()) {
+                Ok(target) => return Ok(Ok(target)),
+                Err(fault) => fault,
+            };
+            // ESR_EL2 (DDI 0487, D24.2.40): data abort from EL1, ISV, SAS, SRT = 5, SF, WnR, DFSC of a stage-2 fault at level 3.
+            let status = match fault {
+                crate::model::cpu::CpuFault::Walk(_) => 0x07,
+                crate::model::cpu::CpuFault::Permission(_) => 0x0f,
+            };
+            let sas = u64::from(bytes.trailing_zeros());
+            let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | 5 << 16 | 1 << 15;
+            let abort = HostAbort {
+                syndrome: Syndrome(syndrome | u64::from(write.is_some()) << 6 | status),
+                far: address,
+                hpfar: (address >> 12) << 4,
+                stored: write.unwrap_or(0),
+            };
+            match self.hypervisor.host_abort(&abort) {
+                AbortAction::Retry => continue,
+                AbortAction::Emulated { register } => return Ok(Err(register.map_or(0, |(_, value)| value))),
+                AbortAction::Inject => return Err(Abort),
+            }
+        }
+        self.machine()
+            .violations
+            .record(format!("EL2 lets the host run the access to {address:#x} again and again"));
+        Err(Abort)
+    }
+
+    fn behind(&self, smmu: usize, device: Device) -> Option<crate::bench::Behind> {
+        let place = match device {
+            Device::Immediate => 0,
+            Device::Delayed => 1,
+            Device::Disk => return None,
+        };
+        self.devices.get(smmu).and_then(|pair| pair.get(place)).copied()
+    }
+}
+
+impl Host for Bench {
+    fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
+        self.hypervisor.hypercall(id, arguments).x
+    }
+
+    fn smmus(&self) -> usize {
+        self.devices.len()
+    }
+
+    fn stream(&self, smmu: usize, device: Device) -> Option<u32> {
+        self.behind(smmu, device).map(|behind| behind.stream)
+    }
+
+    fn dma_write(&self, smmu: usize, address: u64) -> Dma {
+        let Some(behind) = self.behind(smmu, Device::Immediate) else { return Dma::Unreachable };
+        if self.access(behind.bar, 4, None).is_err() {
+            return Dma::Unreachable;
+        }
+        match self.machine().dma_write_u32(smmu, behind.stream, address, DMA_VALUE) {
+            Reached::Aborted => Dma::Faulted,
+            Reached::Reached(target) if target == address => Dma::Landed,
+            Reached::Reached(_) => Dma::Elsewhere,
+        }
+    }
+
+    fn start(&self, smmu: usize, transfer: Transfer) -> Result<(), Abort> {
+        let behind = self.behind(smmu, Device::Delayed).ok_or(Abort)?;
+        let _ = self.access(behind.bar, 4, Some(1))?;
+        self.pending.lock().map_err(|_| Abort)?.push((smmu, transfer));
+        Ok(())
+    }
+
+    fn settle(&self) {
+        let Ok(mut pending) = self.pending.lock() else { return };
+        let Ok(mut buffers) = self.buffers.lock() else { return };
+        for (smmu, transfer) in pending.drain(..) {
+            let stream = self.devices[smmu][1].stream;
+            let mut machine = self.machine();
+            match transfer {
+                Transfer::FromMemory(address) => {
+                    let value = machine.dma_read(smmu, stream, address).unwrap_or(0);
+                    buffers.insert(smmu, value);
+                }
+                Transfer::ToMemory(address) => {
+                    let value = buffers.get(&smmu).copied().unwrap_or(0);
+                    let _ = machine.dma_write(smmu, stream, address, value);
+                }
+            }
+        }
+    }
+
+    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort> {
+        match self.access(address, 4, None)? {
+            Ok(target) => {
+                let mut machine = self.machine();
+                match machine.memory.read(target) {
+                    Some(value) => Ok((value >> (8 * (target & 4))) as u32),
+                    None => Ok(machine.read_register_u32(target)),
+                }
+            }
+            Err(value) => Ok(value as u32),
+        }
+    }
+
+    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
+        if let Ok(target) = self.access(address, 4, Some(u64::from(value)))? {
+            let mut machine = self.machine();
+            match machine.memory.read(target) {
+                Some(old) => {
+                    let shift = 8 * (target & 4);
+                    machine.memory.write(target, old & !(0xffff_ffff << shift) | u64::from(value) << shift);
+                }
+                None => machine.write_register_u32(target, value),
+            }
+        }
+        Ok(())
+    }
+
+    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
+        match self.access(address, 8, None)? {
+            Ok(target) => {
+                let mut machine = self.machine();
+                match machine.memory.read(target) {
+                    Some(value) => Ok(value),
+                    None => Ok(machine.read_register_u64(target)),
+                }
+            }
+            Err(value) => Ok(value),
+        }
+    }
+
+    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
+        if let Ok(target) = self.access(address, 8, Some(value))? {
+            let mut machine = self.machine();
+            if !machine.memory.write(target, value) {
+                machine.write_register_u64(target, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn scratch(&self) -> u64 {
+        SCRATCH
+    }
+
+    fn forbidden(&self, index: usize) -> Option<Forbidden> {
+        let smmus = self.devices.len();
+        let ram = SCRATCH;
+        let (name, address, cpu_refused, cpu_control) = match index {
+            0 => ("the hypervisor's image", IMAGE, true, ram),
+            1 => ("the hypervisor's pool", POOL + 0x1000, true, ram),
+            2 => ("the UART", UART.start, false, UART.start),
+            3 => ("fw_cfg", FW_CFG.start, true, UART.start),
+            4 => ("the ITS", ITS.start, true, UART.start),
+            n if n - 5 < smmus => ("an SMMU", SMMU_BASE + SMMU_BYTES * (n as u64 - 5), true, UART.start),
+            _ => return None,
+        };
+        Some(Forbidden { name, address, cpu_refused, cpu_control })
+    }
+
+    fn not_ram(&self) -> u64 {
+        RAM_BASE + (1 << 30)
+    }
+
+    fn config_page(&self, smmu: usize, device: Device, index: usize) -> Option<u64> {
+        let rid = u64::from(self.behind(smmu, device)?.rid);
+        if rid == 0 {
+            return None;
+        }
+        let port = (rid >> 8 & 7) << 3 | (rid >> 8 & !7) << 8;
+        match index {
+            0 => Some(ECAM.start + (port << 12)),
+            1 => Some(ECAM.start + (rid << 12)),
+            _ => None,
+        }
+    }
+
+    fn on_each_cpu(&self, job: &(dyn Fn(usize) + Sync)) -> usize {
+        std::thread::scope(|scope| {
+            for cpu in 0..4 {
+                scope.spawn(move || job(cpu));
+            }
+        });
+        4
+    }
+
+    fn ticks(&self) -> u64 {
+        self.machine().now_ns
+    }
+
+    fn log(&self, line: fmt::Arguments<'_>) {
+        println!("{line}");
+    }
+}

@@ -1,0 +1,13 @@
+//! A model machine to test the hypervisor's library on.
+//!
+//! [`model`] decodes every register, command, table entry and descriptor from raw bytes by itself, each rule with its
+//! section of the Arm SMMUv3 specification (IHI 0070) or the Arm ARM (DDI 0487). It shares no code with the `smmuv3`
+//! crate, so that a misreading there is not repeated here. [`platform`] puts the hypervisor's library on it, [`bench`]
+//! boots it, [`oracle`] compares what it says with every table and every cache, and [`host`] runs the checks of `host-shim`.
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod host;
+pub mod model;
+pub mod oracle;
+pub mod platform;

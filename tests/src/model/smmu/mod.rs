@@ -1,0 +1,155 @@
+//! One SMMUv3 (IHI 0070), as adverse as the architecture allows: nothing that is cached goes away before a completed
+//! CMD_SYNC says so, and everything that may be cached is.
+
+pub mod command;
+pub mod config;
+pub mod event;
+pub mod queue;
+pub mod registers;
+pub mod stream;
+pub mod tlb;
+pub mod translate;
+
+use super::memory::PhysMemory;
+use super::violation::Violations;
+use config::SmmuConfig;
+use std::collections::{HashMap, VecDeque};
+
+/// What an SMMU reaches outside itself while it works.
+pub struct Bus<'a> {
+    /// Physical memory.
+    pub memory: &'a mut PhysMemory,
+    /// Where broken rules are recorded.
+    pub violations: &'a mut Violations,
+    /// The time.
+    pub now_ns: u64,
+}
+
+/// What goes wrong with a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is consumed without any effect: hardware that lies. Nothing can notice except a check of the caches.
+    Skip,
+    /// It is refused with CERROR_ILL, once: whatever replaces it is consumed.
+    Illegal,
+    /// It is refused with CERROR_ILL, and so is every command after it.
+    IllegalForever,
+    /// Reading it fails with CERROR_ABT, once.
+    Abort,
+    /// The queue stops without an error.
+    Stuck,
+}
+
+/// A transaction that was translated and has not reached memory yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// Where it goes.
+    pub address: u64,
+    /// What it writes; `None` for a read.
+    pub value: Option<u64>,
+    /// When it gets there.
+    pub lands_ns: u64,
+}
+
+/// One SMMU.
+#[derive(Debug)]
+pub struct Smmu {
+    /// Index in the machine, for messages.
+    pub index: usize,
+    /// Physical address of register page 0.
+    pub base: u64,
+    /// What it is.
+    pub config: SmmuConfig,
+    /// Registers.
+    pub registers: registers::Registers,
+    /// Translations and table pointers that it caches.
+    pub tlb: tlb::Tlb,
+    /// Stream table entries that it caches.
+    pub configuration: stream::ConfigurationCache,
+    /// Streams that have a device: what a greedy SMMU reads ahead.
+    pub streams: Vec<u32>,
+    /// Faults to come: how many commands from now, and what.
+    pub faults: VecDeque<(u64, Fault)>,
+    /// Commands consumed since reset.
+    pub commands: u64,
+    /// Commands consumed by opcode.
+    pub counts: HashMap<u8, u64>,
+    /// The last commands consumed, newest last.
+    pub history: VecDeque<[u64; 2]>,
+    /// Transactions under way.
+    pub in_flight: Vec<InFlight>,
+    /// Event records written, whole.
+    pub events: Vec<[u64; 4]>,
+    pub(crate) stuck: bool,
+    pub(crate) poisoned: Option<(u32, [u64; 2])>,
+    pub(crate) doomed_forever: bool,
+    pub(crate) next_command_ns: u64,
+    pub(crate) sequence: u64,
+    /// Where STEs were read: address to StreamID.
+    pub(crate) ste_places: HashMap<u64, u32>,
+    /// Table addresses of walks, for the check of stores: page number to (config, input address).
+    pub(crate) walked: HashMap<u64, Vec<(super::stage2::Stage2Config, u64)>>,
+}
+
+impl Smmu {
+    /// An SMMU after reset: everything off and bypassed (GBPA.ABORT = 0).
+    pub fn new(index: usize, base: u64, config: SmmuConfig, streams: Vec<u32>) -> Self {
+        Self {
+            index,
+            base,
+            config,
+            registers: registers::Registers::default(),
+            tlb: tlb::Tlb::default(),
+            configuration: stream::ConfigurationCache::default(),
+            streams,
+            faults: VecDeque::new(),
+            commands: 0,
+            counts: HashMap::new(),
+            history: VecDeque::new(),
+            in_flight: Vec::new(),
+            events: Vec::new(),
+            stuck: false,
+            poisoned: None,
+            doomed_forever: false,
+            next_command_ns: 0,
+            sequence: 0,
+            ste_places: HashMap::new(),
+            walked: HashMap::new(),
+        }
+    }
+
+    /// Whether the address is one of its registers (two pages of 64 KiB, IHI 0070, 6.1).
+    pub fn owns(&self, address: u64) -> bool {
+        (self.base..self.base + 0x2_0000).contains(&address)
+    }
+
+    /// Lets it do what is due by now: transactions that land, register updates, commands.
+    pub fn step(&mut self, bus: &mut Bus) {
+        if !self.in_flight.is_empty() {
+            let due: Vec<InFlight> =
+                self.in_flight.iter().copied().filter(|t| t.lands_ns <= bus.now_ns).collect();
+            self.in_flight.retain(|t| t.lands_ns > bus.now_ns);
+            for transaction in due {
+                if let Some(value) = transaction.value {
+                    bus.memory.write(transaction.address, value);
+                }
+            }
+        }
+        self.step_registers(bus);
+        self.step_commands(bus);
+    }
+
+    /// Arms a fault for the command that is consumed after `after` others.
+    pub fn arm(&mut self, after: u64, fault: Fault) {
+        self.faults.push_back((self.commands + after, fault));
+    }
+
+    /// Commands of this opcode consumed since reset.
+    pub fn count(&self, opcode: u8) -> u64 {
+        self.counts.get(&opcode).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn violation(&self, bus: &mut Bus, text: impl std::fmt::Display) {
+        bus.violations.record(format!("SMMU {}: {text}", self.index));
+    }
+}

@@ -1,0 +1,102 @@
+//! The platform of the hypervisor's library, made of the model machine: the only place that knows types of `smmuv3`.
+
+use crate::model::Machine;
+use crate::model::memory::Span;
+use hyp::platform::{Heap, Platform};
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::memory::Memory;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A model machine behind a lock: several threads stand for several CPUs.
+#[derive(Debug)]
+pub struct ModelPlatform {
+    machine: Mutex<Machine>,
+}
+
+impl ModelPlatform {
+    /// This machine.
+    pub fn new(machine: Machine) -> Self {
+        Self { machine: Mutex::new(machine) }
+    }
+
+    /// The machine, to look at or to break.
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn span(range: PhysRange) -> Span {
+    Span { start: range.start().0, end: range.last().0 + 1 }
+}
+
+fn index(heap: Heap) -> usize {
+    match heap {
+        Heap::Boot => 0,
+        Heap::Donated => 1,
+    }
+}
+
+impl Memory for ModelPlatform {
+    fn read_u64(&self, address: PhysAddr) -> u64 {
+        self.machine().read_u64(address.0)
+    }
+
+    fn write_u64(&self, address: PhysAddr, value: u64) {
+        self.machine().write_u64(address.0, value);
+    }
+
+    fn full_barrier(&self) {}
+}
+
+impl Platform for ModelPlatform {
+    fn wipe(&self, range: PhysRange) {
+        self.machine().wipe(span(range));
+    }
+
+    fn read_register_u32(&self, address: PhysAddr) -> u32 {
+        self.machine().read_register_u32(address.0)
+    }
+
+    fn write_register_u32(&self, address: PhysAddr, value: u32) {
+        self.machine().write_register_u32(address.0, value);
+    }
+
+    fn read_register_u64(&self, address: PhysAddr) -> u64 {
+        self.machine().read_register_u64(address.0)
+    }
+
+    fn write_register_u64(&self, address: PhysAddr, value: u64) {
+        self.machine().write_register_u64(address.0, value);
+    }
+
+    fn invalidate_host_stage2(&self, range: PhysRange) {
+        self.machine().cpu.invalidate(span(range));
+    }
+
+    fn now_ns(&self) -> u64 {
+        let mut machine = self.machine();
+        machine.now_ns += 50;
+        machine.now_ns
+    }
+
+    fn relax(&self) {
+        self.machine().relax();
+        std::thread::yield_now();
+    }
+
+    fn heap_add(&self, heap: Heap, range: PhysRange) {
+        let mut machine = self.machine();
+        let pages = range.size_bytes() >> 12;
+        if let Err(text) = machine.heaps[index(heap)].add(range.start().0 >> 12, pages) {
+            machine.violations.record(text);
+        }
+    }
+
+    fn heap_take(&self, heap: Heap, order: u8) -> Option<PhysAddr> {
+        self.machine().heap_take(index(heap), order).map(PhysAddr)
+    }
+
+    fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8) {
+        self.machine().heap_give(index(heap), run.0, order);
+    }
+}
