@@ -1,0 +1,11 @@
+//! The commands. Each answers whether what it was asked for went well, or why it could not be tried.
+
+pub mod bench;
+pub mod build;
+pub mod clean;
+pub mod gdb;
+pub mod hypercalls;
+pub mod mutate;
+pub mod run;
+pub mod test;
+pub mod trace;

@@ -1,0 +1,73 @@
+//! The tests of this machine on a mutated tree.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::Verdict;
+use crate::workspace::Workspace;
+
+/// The packages whose tests see a fault of the hypervisor.
+const PACKAGES: [&str; 3] = ["smmuv3", "hyp", "tests"];
+
+/// A line of `cargo test --no-run --message-format=json`.
+#[derive(Deserialize)]
+struct Message {
+    manifest_path: Option<PathBuf>,
+    executable: Option<PathBuf>,
+}
+
+/// Builds and runs the tests, up to the first program that fails or takes longer than `timeout`.
+pub fn attempt(workspace: &Workspace, timeout: Duration) -> Result<Verdict> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["test", "--quiet", "--no-run", "--message-format=json"]);
+    for package in PACKAGES {
+        cargo.args(["--package", package]);
+    }
+    let output = cargo.stderr(Stdio::piped()).output().context("cargo cannot be started")?;
+    if !output.status.success() {
+        bail!("the tests do not build:\n{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let log = workspace.logs()?.join("model.log");
+    let messages = String::from_utf8_lossy(&output.stdout);
+    for message in messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok()) {
+        let (Some(manifest), Some(executable)) = (message.manifest_path, message.executable) else {
+            continue;
+        };
+        let directory = manifest.parent().context("a manifest without a directory")?;
+        let mut child = Command::new(&executable)
+            .current_dir(directory)
+            .env("CARGO_MANIFEST_DIR", directory)
+            .stdin(Stdio::null())
+            .stdout(File::create(&log)?)
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("{} cannot be started", executable.display()))?;
+        let deadline = Instant::now() + timeout;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > deadline {
+                child.kill()?;
+                child.wait()?;
+                return Ok(Verdict::Caught(format!("a test hangs for {} seconds", timeout.as_secs())));
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        if !status.success() {
+            let text = fs::read_to_string(&log)?;
+            let failed =
+                text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
+            let failed: Vec<&str> = failed.take(3).collect();
+            let how = if failed.is_empty() { status.to_string() } else { failed.join(", ") };
+            return Ok(Verdict::Caught(how));
+        }
+    }
+    Ok(Verdict::Survived)
+}

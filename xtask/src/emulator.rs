@@ -1,0 +1,287 @@
+//! One run of QEMU: started, watched, and ended whatever happens.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::console::Console;
+use crate::image::Images;
+use crate::machine::device_tree::{self, Boot, Module, ModuleKind};
+use crate::machine::map::{self, Range};
+use crate::machine::{Shape, qemu};
+use crate::setup::Qemu;
+
+/// Where the host's kernel is put: above the hypervisor, below the device tree, and a multiple of 2 MiB.
+const KERNEL_ADDRESS: u64 = map::RAM_START + 0x0400_0000;
+
+/// Bytes of each NVMe image.
+const NVME_BYTES: u64 = 4 << 20;
+
+/// How long QEMU may take to leave after the guest's outcome.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How the hypervisor is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// As an arm64 `Image`, with the device tree's address in x0.
+    Image,
+    /// As an ELF, with 0 in x0 and the device tree at the start of RAM.
+    Elf,
+}
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Run<'a> {
+    /// Name of the run, for its log.
+    pub name: &'a str,
+    /// The machine.
+    pub shape: Shape,
+    /// How the hypervisor starts.
+    pub entry: Entry,
+    /// The host's command line.
+    pub bootargs: String,
+    /// More arguments of QEMU.
+    pub extra: Vec<String>,
+    /// When a guest that has said nothing final is ended.
+    pub timeout: Duration,
+    /// Whether the console is shown while it runs.
+    pub show: bool,
+    /// Directory of the log.
+    pub logs: PathBuf,
+}
+
+/// How the guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It printed `outcome: pass`, or `outcome: fail`.
+    Said {
+        /// Which of the two.
+        pass: bool,
+    },
+    /// It turned the machine off without a word, or QEMU could not run it.
+    Silent,
+    /// It was ended when its time was over.
+    Hung,
+}
+
+/// What is left of a run.
+#[derive(Debug)]
+pub struct Record {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it printed.
+    pub console: Console,
+    /// The log with all that it printed.
+    pub log: PathBuf,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl Record {
+    /// Whether the guest said that all is well.
+    pub fn passed(&self) -> bool {
+        self.outcome == Outcome::Said { pass: true } && self.console.failed() == Some(0)
+    }
+
+    /// The outcome as a sentence, with where the log is when it is not a good one.
+    pub fn sentence(&self, timeout: Duration) -> String {
+        let log = self.log.display();
+        match self.outcome {
+            Outcome::Said { pass: true } if self.passed() => "the guest says: pass".to_owned(),
+            Outcome::Said { pass: true } => {
+                format!("the guest says pass, but its summary does not say `0 failed`; its log is {log}")
+            }
+            Outcome::Said { pass: false } => format!("the guest says: fail; its log is {log}"),
+            Outcome::Silent => format!("the machine stopped without an outcome; its log is {log}"),
+            Outcome::Hung => format!(
+                "the guest was ended after {} seconds without an outcome; its log is {log}\n\
+                 If it needs longer, type --timeout SECONDS",
+                timeout.as_secs()
+            ),
+        }
+    }
+}
+
+/// A directory of one run: device tree and disk images. It goes when the run does.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(run: &Run<'_>) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("xtask-{}-{}", std::process::id(), run.name));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let scratch = Self(path);
+        for root in run.shape.root_buses() {
+            let image = qemu::nvme_image(&scratch.0, &root);
+            let file = File::create(&image).with_context(|| format!("cannot make {}", image.display()))?;
+            file.set_len(NVME_BYTES)?;
+        }
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a signal ends: QEMU's process, and the directory that its run left.
+struct Live {
+    child: Child,
+    scratch: PathBuf,
+}
+
+static LIVE: Mutex<Option<Live>> = Mutex::new(None);
+
+fn live() -> MutexGuard<'static, Option<Live>> {
+    LIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Makes Ctrl-C, and the other signals that ask a program to end, end QEMU too.
+///
+/// # Errors
+///
+/// The handler cannot be installed.
+pub fn end_on_signal() -> Result<()> {
+    ctrlc::set_handler(|| {
+        if let Some(mut live) = live().take() {
+            let _ = live.child.kill();
+            let _ = live.child.wait();
+            let _ = fs::remove_dir_all(&live.scratch);
+            eprintln!("\ninterrupted: QEMU was ended");
+        }
+        std::process::exit(130);
+    })
+    .context("the handler for Ctrl-C cannot be installed")
+}
+
+/// QEMU's whole command line, with the files in `scratch` that it names.
+fn command(run: &Run<'_>, qemu: &Qemu, images: &Images, scratch: &Path) -> Result<Command> {
+    let host = &images.host;
+    let kernel = Module { kind: ModuleKind::Kernel, range: Range::new(KERNEL_ADDRESS, host.flat_bytes) };
+    // QEMU puts the device tree of an `Image` half way through the memory, or 128 MiB into it.
+    let tree_address = map::RAM_START + (run.shape.memory().bytes() / 2).min(128 << 20);
+    if kernel.range.end() > tree_address {
+        bail!("{} has {} bytes: too many for {} of memory", host.name, host.flat_bytes, run.shape.memory());
+    }
+    let boot = Boot { modules: vec![kernel], bootargs: run.bootargs.clone() };
+    let tree = scratch.join("machine.dtb");
+    fs::write(&tree, device_tree::build(&run.shape, &boot)?).context("cannot write the device tree")?;
+
+    let mut command = qemu.command();
+    command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.args(qemu::arguments(&run.shape, scratch));
+    command.arg("-kernel").arg(match run.entry {
+        Entry::Image => &images.hypervisor.flat,
+        Entry::Elf => &images.hypervisor.elf,
+    });
+    command.arg("-dtb").arg(&tree).args(qemu::loader(&host.flat, KERNEL_ADDRESS)).args(&run.extra);
+    Ok(command)
+}
+
+/// Runs the guest until it ends, or its time is over.
+///
+/// # Errors
+///
+/// QEMU cannot be started, or a file cannot be written. A guest that fails is no error: see [`Record::outcome`].
+pub fn run(run: &Run<'_>, qemu: &Qemu, images: &Images) -> Result<Record> {
+    let scratch = Scratch::new(run)?;
+    let log_path = run.logs.join(format!("{}.log", run.name));
+    let mut log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
+    let complaints = File::create(log_path.with_extension("qemu.log"))?;
+    let started = Instant::now();
+    let mut child = command(run, qemu, images, &scratch.0)?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(complaints)
+        .spawn()
+        .context("QEMU cannot be started: type `cargo xtask setup`")?;
+    let Some(mut stdout) = child.stdout.take() else { bail!("QEMU has no standard output") };
+    *live() = Some(Live { child, scratch: scratch.0.clone() });
+
+    let (sender, receiver) = mpsc::channel();
+    let reader = thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(count @ 1..) = stdout.read(&mut buffer) {
+            if sender.send(buffer[..count].to_vec()).is_err() {
+                break;
+            }
+        }
+    });
+    let mut console = Console::default();
+    let mut deadline = started + run.timeout;
+    let mut hung = false;
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(bytes) => {
+                log.write_all(&bytes)?;
+                if run.show {
+                    let mut out = std::io::stdout().lock();
+                    let _ = out.write_all(&bytes).and_then(|()| out.flush());
+                }
+                let had_outcome = console.outcome().is_some();
+                console.feed(&bytes);
+                if console.outcome().is_some() && !had_outcome {
+                    deadline = deadline.min(Instant::now() + GRACE);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                hung = true;
+                break;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    if let Some(mut ended) = live().take() {
+        if hung {
+            let _ = ended.child.kill();
+        }
+        ended.child.wait()?;
+    }
+    let _ = reader.join();
+    console.finish();
+    let complaint = fs::read_to_string(log_path.with_extension("qemu.log")).unwrap_or_default();
+    for line in complaint.lines().filter(|line| !line.contains("only supported with pcie.0 for DT")) {
+        eprintln!("{line}");
+    }
+    let outcome = match console.outcome() {
+        // A machine that says its outcome and then does not go off has not done what PSCI SYSTEM_OFF asks.
+        Some(_) | None if hung => Outcome::Hung,
+        Some(pass) => Outcome::Said { pass },
+        None => Outcome::Silent,
+    };
+    Ok(Record { outcome, console, log: log_path, elapsed: started.elapsed() })
+}
+
+/// Runs QEMU with the terminal as the guest's console until it ends by itself or by the user.
+///
+/// # Errors
+///
+/// QEMU cannot be started, or fails.
+pub fn attached(run: &Run<'_>, qemu: &Qemu, images: &Images) -> Result<()> {
+    let scratch = Scratch::new(run)?;
+    let child = command(run, qemu, images, &scratch.0)?
+        .stdin(Stdio::null())
+        .spawn()
+        .context("QEMU cannot be started: type `cargo xtask setup`")?;
+    *live() = Some(Live { child, scratch: scratch.0.clone() });
+    loop {
+        thread::sleep(Duration::from_millis(100));
+        let mut guard = live();
+        let Some(running) = guard.as_mut() else { return Ok(()) };
+        if let Some(status) = running.child.try_wait()? {
+            *guard = None;
+            if !status.success() {
+                bail!("QEMU ended with {status}");
+            }
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! From a shape to QEMU's arguments.
+
+use std::path::{Path, PathBuf};
+
+use super::{Device, RootBus, Shape};
+
+/// QEMU's id of an SMMU's root bus.
+fn bus_id(root: &RootBus) -> String {
+    format!("pcie.{}", root.index)
+}
+
+/// The image of the NVMe behind an SMMU.
+pub fn nvme_image(directory: &Path, root: &RootBus) -> PathBuf {
+    directory.join(format!("nvme{}.img", root.index))
+}
+
+/// The machine's arguments: board, CPUs, memory, SMMUs, and the devices behind them with their images in `directory`.
+pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
+    let mut arguments: Vec<String> = Vec::new();
+    let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+    option("-M", "virt,virtualization=on,gic-version=3".into());
+    option("-cpu", "max,pauth-impdef=on".into());
+    option("-smp", shape.cpus().to_string());
+    option("-m", format!("{}M", shape.memory().mib()));
+    for root in shape.root_buses() {
+        let (index, bus) = (root.index, bus_id(&root));
+        if index != 0 {
+            let first_bus = root.first_bus();
+            option(
+                "-device",
+                format!("pxb-pcie,id={bus},bus_nr={first_bus},bus=pcie.0,addr={:#x}", 0x10 + index),
+            );
+        }
+        option("-device", format!("arm-smmuv3,primary-bus={bus},id=s{index},stage=nested"));
+        for device in Device::ALL {
+            let slot = device.slot();
+            let place = if index == 0 {
+                format!("bus={bus},addr={slot:#x}")
+            } else {
+                // A pxb takes only bridges; `chassis` and `slot` together name a port uniquely on the machine.
+                let port = format!("rp{index}.{slot}");
+                option(
+                    "-device",
+                    format!("pcie-root-port,id={port},bus={bus},addr={slot:#x},chassis={index},slot={slot}"),
+                );
+                format!("bus={port}")
+            };
+            match device {
+                Device::IommuTest => option("-device", format!("iommu-testdev,{place}")),
+                Device::Edu => option("-device", format!("edu,dma_mask=0xffffffffffff,{place}")),
+                Device::Nvme => {
+                    let image = escape(&nvme_image(directory, &root));
+                    option("-drive", format!("if=none,id=disk{index},format=raw,file={image}"));
+                    option("-device", format!("nvme,drive=disk{index},serial=nvme{index},{place}"));
+                }
+            }
+        }
+    }
+    arguments
+}
+
+/// The argument that puts a file into memory as it is.
+pub fn loader(file: &Path, address: u64) -> [String; 2] {
+    ["-device".into(), format!("loader,file={},addr={address:#x},force-raw=on", escape(file))]
+}
+
+/// A path as QEMU's option parser reads it: a comma is written twice.
+fn escape(path: &Path) -> String {
+    path.display().to_string().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::memory_size::MemorySize;
+
+    #[test]
+    fn every_smmu_has_every_device_and_no_id_is_used_twice() {
+        for smmus in 1..=super::super::MAX_SMMUS {
+            let shape = Shape::new(smmus, 2, MemorySize::DEFAULT).expect("a valid shape");
+            let arguments = arguments(&shape, Path::new("/run,1"));
+            let count = |prefix: &str| arguments.iter().filter(|a| a.starts_with(prefix)).count();
+            for device in ["arm-smmuv3,", "iommu-testdev,", "edu,", "nvme,"] {
+                assert_eq!(count(device), usize::from(smmus), "{device}");
+            }
+            assert_eq!(count("pcie-root-port,"), usize::from(smmus - 1) * Device::ALL.len());
+            let mut ids: Vec<&str> =
+                arguments.iter().flat_map(|a| a.split(',')).filter(|part| part.starts_with("id=")).collect();
+            ids.sort_unstable();
+            let all = ids.len();
+            ids.dedup();
+            assert_eq!(ids.len(), all);
+            assert!(arguments.iter().any(|a| a.ends_with("file=/run,,1/nvme0.img")));
+        }
+    }
+}
