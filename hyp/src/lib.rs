@@ -5,15 +5,15 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-pub mod platform;
 pub mod devicetree;
-pub mod gicr;
-pub mod list;
-pub mod pci;
-pub mod iommu;
-pub mod smmu;
 pub mod esr;
+pub mod gicr;
 pub mod hypercall;
 pub mod hypervisor;
+pub mod iommu;
+pub mod list;
 pub mod memory;
+pub mod pci;
+pub mod platform;
 pub mod psci;
+pub mod smmu;

@@ -7,10 +7,10 @@
 //! Bus numbers that do not form a tree inside the root bus's range, or with which a second function could
 //! have the same Requester ID, are refused.
 //!
-//! Root buses can share one configuration space, where a bridge of another root bus could claim the function's
-//! bus and answer for it, or even a root bus, and hide the bridges that are on it. So the bridges on all root buses
-//! are found before the host runs ([`RootBridges`]) and are all held before anything is read, and what is behind
-//! those of the other root buses is held and checked before the function's.
+//! Root buses can share one configuration space, where a bridge of another root bus could claim the
+//! function's bus and answer for it, or even a root bus, and hide the bridges that are on it. So the bridges
+//! on all root buses are found before the host runs ([`RootBridges`]) and are all held before anything is
+//! read, and what is behind those of the other root buses is held and checked before the function's.
 //!
 //! Section numbers are those of the PCI Express Base Specification, revision 5.0.
 
@@ -28,10 +28,11 @@ use config::{Config, Header, next_on_bus};
 use core::fmt;
 use smmuv3::address::PhysRange;
 
-/// The most bridges that all root buses may have. To hold one for the first time costs some 2,000 instructions.
+/// The most bridges that all root buses may have. To hold one for the first time costs some 2,000
+/// instructions.
 const MAX_BRIDGES: usize = 48;
-/// The most configuration registers that one call reads, at some 40 instructions each, so that a hypercall stays
-/// bounded whatever a device answers. Enough for 16 root buses with 48 bridges and 280 functions.
+/// The most configuration registers that one call reads, at some 40 instructions each, so that a hypercall
+/// stays bounded whatever a device answers. Enough for 16 root buses with 48 bridges and 280 functions.
 const MAX_READS: u32 = 3072;
 
 /// A PCI function: a root bus of the machine, and a Requester ID on it.
@@ -52,10 +53,11 @@ impl fmt::Display for Function {
 /// Why a function cannot be given to a guest. One sentence when displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PciError {
-    /// No PCI function has this StreamID, or it is a bridge, or a virtual function, or its root bus is unprotected.
+    /// No PCI function has this StreamID, or it is a bridge, or a virtual function, or its root bus is
+    /// unprotected.
     NotFound,
-    /// More than one Requester ID has this StreamID, or the map has a mask, so that others may have it, or another
-    /// root bus maps a Requester ID to it, be it one of a bus that is not its own.
+    /// More than one Requester ID has this StreamID, or the map has a mask, so that others may have it, or
+    /// another root bus maps a Requester ID to it, be it one of a bus that is not its own.
     Ambiguous,
     /// The bridge with this Requester ID has bus numbers that are reversed, loop, overlap another's, or leave
     /// the root bus's range.
@@ -159,11 +161,12 @@ const fn bus_of(rid: u16) -> u8 {
     (rid >> 8) as u8
 }
 
-/// Walks every bridge of the machine's protected root buses, those of the function's last, and the function, and
-/// calls `hold` with each range that must leave the host's stage 2, a multiple of 4 KiB: the configuration pages of
-/// the bridges on all root buses (`roots`) before any register is read, others before they are read for what the host
-/// could change, then the function's BARs. When `hold` returns, no CPU of the host can reach the range any
-/// more. A range can overlap ones that are held already, for this or for another function: `hold` counts.
+/// Walks every bridge of the machine's protected root buses, those of the function's last, and the function,
+/// and calls `hold` with each range that must leave the host's stage 2, a multiple of 4 KiB: the
+/// configuration pages of the bridges on all root buses (`roots`) before any register is read, others before
+/// they are read for what the host could change, then the function's BARs. When `hold` returns, no CPU of the
+/// host can reach the range any more. A range can overlap ones that are held already, for this or for another
+/// function: `hold` counts.
 ///
 /// The function's BARs are sized while its memory and I/O decoding is off; the BARs and the Command register
 /// are as before on return. At most about 3,100 configuration registers are read, and `hold` is called 56
@@ -234,7 +237,8 @@ struct Walk<'a, P> {
     target: Option<u8>,
     /// Bridges so far, of all root buses: first those on them.
     bridges: usize,
-    /// Of the root bus that is walked, breadth first: the buses after the one that is being read are still to be read.
+    /// Of the root bus that is walked, breadth first: the buses after the one that is being read are still to
+    /// be read.
     buses: List<Bus, { MAX_BRIDGES + 1 }>,
 }
 

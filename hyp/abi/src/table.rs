@@ -251,7 +251,10 @@ pub const TABLE: &[Call] = &[
             register("free", "free pages of 4 KiB, without the few that are kept for top ups"),
             register("total", "all pages of the pool"),
             register("donated", "pages of it that the host gave"),
-            register("free_donated", "pages that the host gave and that are free to be taken back, without those kept for top ups"),
+            register(
+                "free_donated",
+                "pages that the host gave and that are free to be taken back, without those kept for top ups",
+            ),
         ],
         errors: &[],
     },

@@ -38,7 +38,8 @@ pub enum Header {
     Bridge,
 }
 
-/// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at this one.
+/// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at
+/// this one.
 pub const fn next_on_bus(rid: u16, found: Option<(Header, bool)>) -> Option<u16> {
     // Without function 0 there is no device (7.5.1.1.9), and with it alone no other function.
     let alone = rid & 7 == 0 && !matches!(found, Some((_, true)));
@@ -96,8 +97,8 @@ impl<'a, P: Platform> Config<'a, P> {
         self.read(rid, ID)
     }
 
-    /// What is at a Requester ID, and whether functions 1 to 7 may be there too if it is function 0; `None` when
-    /// there is nothing, or a virtual function, whose Vendor ID reads as ones.
+    /// What is at a Requester ID, and whether functions 1 to 7 may be there too if it is function 0; `None`
+    /// when there is nothing, or a virtual function, whose Vendor ID reads as ones.
     pub fn header(&mut self, rid: u16) -> Result<Option<(Header, bool)>, PciError> {
         if self.id(rid)? & 0xffff == 0xffff {
             return Ok(None);
@@ -120,12 +121,12 @@ impl<'a, P: Platform> Config<'a, P> {
         Ok(())
     }
 
-    /// Secondary and Subordinate Bus Number of a bridge on bus `on`, whose bridges may use numbers up to `last`;
-    /// `None` when it has none: then it forwards no configuration request.
+    /// Secondary and Subordinate Bus Number of a bridge on bus `on`, whose bridges may use numbers up to
+    /// `last`; `None` when it has none: then it forwards no configuration request.
     ///
     /// # Errors
-    /// [`PciError::BusNumbers`] when they are reversed, or not all in `on + 1..=last`. So are a Secondary of 0 with a
-    /// Subordinate above: such a bridge claims all up to there.
+    /// [`PciError::BusNumbers`] when they are reversed, or not all in `on + 1..=last`. So are a Secondary of
+    /// 0 with a Subordinate above: such a bridge claims all up to there.
     pub fn bus_numbers(&mut self, rid: u16, on: u8, last: u8) -> Result<Option<(u8, u8)>, PciError> {
         let [_, secondary, subordinate, _] = self.read(rid, BUS_NUMBERS)?.to_le_bytes();
         if secondary == 0 && subordinate == 0 {

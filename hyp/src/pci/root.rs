@@ -1,9 +1,9 @@
 //! The bridges of the root buses, found before the host runs.
 //!
-//! A root bus has the number that its node says, so the configuration pages of these bridges have fixed addresses.
-//! But a bridge that claims another root bus's number can answer there, and hide what is on it. If each root bus
-//! were looked at when the host runs, bridges of two of them could hide each other in turn: so their pages are known
-//! beforehand and are all held before any is read.
+//! A root bus has the number that its node says, so the configuration pages of these bridges have fixed
+//! addresses. But a bridge that claims another root bus's number can answer there, and hide what is on it. If
+//! each root bus were looked at when the host runs, bridges of two of them could hide each other in turn: so
+//! their pages are known beforehand and are all held before any is read.
 
 use super::config::{Config, Header, next_on_bus};
 use super::{HoldError, MAX_BRIDGES, PciError};
@@ -48,8 +48,8 @@ impl RootBridges {
         Self { nodes: 0, bridges: List::new(), too_many: false }
     }
 
-    /// Looks at every function of every root bus that the host can reach, some 500 configuration registers each at
-    /// most, and writes none. To be called before the host runs.
+    /// Looks at every function of every root bus that the host can reach, some 500 configuration registers
+    /// each at most, and writes none. To be called before the host runs.
     ///
     /// With more than 48 bridges every [`hold_function`](super::hold_function) answers [`PciError::TooMany`].
     pub fn find<P: Platform>(p: &P, machine: &Machine) -> Self {
@@ -95,9 +95,9 @@ impl RootBridges {
         self.bridges.iter().any(|bridge| bridge.node == node && bridge.rid == rid)
     }
 
-    /// Holds the configuration page of every bridge, then checks that each is still the one that answers there and
-    /// has no bus number outside its root bus's range, nor that of the root bus: then no root bus hides another.
-    /// `config` is that of any root bus afterwards.
+    /// Holds the configuration page of every bridge, then checks that each is still the one that answers
+    /// there and has no bus number outside its root bus's range, nor that of the root bus: then no root bus
+    /// hides another. `config` is that of any root bus afterwards.
     pub(super) fn hold<'a, P: Platform, E>(
         &self,
         machine: &'a Machine,

@@ -78,6 +78,8 @@ struct State {
     second: Vec<Device>,
     held: BTreeSet<u64>,
     accesses: u32,
+    /// What the host writes when a register of this bus is read the first time: bus numbers to a bridge.
+    host: Option<(u8, u16, [u8; 4])>,
     /// Registers that were read before their page was held, though the host can change them.
     early: Vec<u16>,
 }
@@ -91,7 +93,7 @@ impl Fake {
 
     fn with_second(root: Vec<Device>, second: Vec<Device>) -> Self {
         let (held, early) = (BTreeSet::new(), vec![]);
-        Self(Mutex::new(State { root, second, held, accesses: 0, early }))
+        Self(Mutex::new(State { root, second, held, accesses: 0, host: None, early }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,7 +108,7 @@ fn route(on: &mut [Device], number: u8, bus: u8, devfn: u8) -> Option<&mut Devic
     }
     for device in on {
         let [_, secondary, subordinate, _] = device.words[usize::from(BUS) / 4].to_le_bytes();
-        if device.words[3] >> 16 & 0x7f == 1 && secondary != 0 && (secondary..=subordinate).contains(&bus) {
+        if device.words[3] >> 16 & 0x7f == 1 && subordinate != 0 && (secondary..=subordinate).contains(&bus) {
             return route(&mut device.behind, secondary, bus, devfn);
         }
     }
@@ -116,8 +118,24 @@ fn route(on: &mut [Device], number: u8, bus: u8, devfn: u8) -> Option<&mut Devic
 impl State {
     /// What answers: a bridge of the first root bus that claims a bus of the second comes first.
     fn answers(&mut self, bus: u8, devfn: u8) -> Option<&mut Device> {
-        let second = route(&mut self.second, 16, bus, devfn);
-        route(&mut self.root, 0, bus, devfn).or(second)
+        let claims = |device: &Device| {
+            let [_, secondary, subordinate, _] = device.words[usize::from(BUS) / 4].to_le_bytes();
+            device.words[3] >> 16 & 0x7f == 1 && (secondary..=subordinate).contains(&bus)
+        };
+        if bus >= 16 && !self.root.iter().any(claims) {
+            route(&mut self.second, 16, bus, devfn)
+        } else {
+            route(&mut self.root, 0, bus, devfn)
+        }
+    }
+
+    /// The host writes bus numbers, if nobody keeps it from that.
+    fn renumber(&mut self, rid: u16, numbers: [u8; 4]) {
+        if !self.held.contains(&(ECAM + (u64::from(rid) << 12)))
+            && let Some(device) = self.answers((rid >> 8) as u8, rid as u8)
+        {
+            device.words[usize::from(BUS) / 4] = u32::from_le_bytes(numbers);
+        }
     }
 }
 
@@ -137,6 +155,9 @@ impl Platform for Fake {
         state.accesses += 1;
         let offset = address.0 - ECAM;
         let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
+        if let Some((_, rid, numbers)) = state.host.take_if(|host| host.0 == bus) {
+            state.renumber(rid, numbers);
+        }
         let held = state.held.contains(&(address.0 & !0xfff));
         let Some(device) = state.answers(bus, devfn) else { return u32::MAX };
         let word = device.words[usize::from(at) / 4];
@@ -235,7 +256,11 @@ fn page(rid: u64) -> PhysRange {
 fn hold(fake: &Fake, rid: u16) -> Result<Vec<PhysRange>, HoldError<()>> {
     let before = fake.state().root.clone();
     let mut held = vec![];
-    let result = hold_function(fake, &machine(), Function { node: 0, rid }, &mut |range: PhysRange| {
+    let (machine, function) = (machine(), Function { node: 0, rid });
+    let roots = RootBridges::find(fake, &machine);
+    assert!(fake.state().early.is_empty(), "{:x?}", fake.state().early);
+    fake.state().accesses = 0;
+    let result = hold_function(fake, &machine, &roots, function, &mut |range: PhysRange| {
         assert!(range.is_aligned(0x1000));
         fake.state().held.insert(range.start().0);
         held.push(range);
@@ -354,12 +379,13 @@ fn a_refused_hold_ends_the_walk() {
     for allowed in 0..10 {
         let fake = Fake::new(tree());
         let mut count = 0;
-        let result =
-            hold_function(&fake, &machine(), Function { node: 0, rid: 0x300 }, &mut |range: PhysRange| {
-                fake.state().held.insert(range.start().0);
-                count += 1;
-                if count > allowed { Err(count) } else { Ok(()) }
-            });
+        let (machine, function) = (machine(), Function { node: 0, rid: 0x300 });
+        let roots = RootBridges::find(&fake, &machine);
+        let result = hold_function(&fake, &machine, &roots, function, &mut |range: PhysRange| {
+            fake.state().held.insert(range.start().0);
+            count += 1;
+            if count > allowed { Err(count) } else { Ok(()) }
+        });
         assert_eq!(result, Err(HoldError::Hold(allowed + 1)));
     }
 }

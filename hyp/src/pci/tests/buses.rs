@@ -4,21 +4,106 @@ use super::super::config::COMMAND_BUS_MASTER;
 use super::*;
 use proptest::prelude::*;
 
+/// Holds a function; what was held, in this order.
+fn hold_with(
+    fake: &Fake,
+    machine: &Machine,
+    roots: &RootBridges,
+    function: Function,
+) -> Result<Vec<PhysRange>, HoldError<()>> {
+    let mut held = vec![];
+    let result = hold_function(fake, machine, roots, function, &mut |range: PhysRange| {
+        // As the memory part answers for what the host never has.
+        if machine.unprotected().any(|absent| absent.overlaps(range)) {
+            return Err(());
+        }
+        fake.state().held.insert(range.start().0);
+        held.push(range);
+        Ok(())
+    });
+    result.map(|()| held)
+}
+
+#[test]
+fn bridges_on_all_root_buses_are_held_before_anything_is_read() {
+    let port = |secondary| Device::bridge(1, secondary, secondary, vec![Device::new(0)]);
+    let fake = Fake::with_second(vec![port(1)], vec![port(17)]);
+    let machine = two_roots();
+    let roots = RootBridges::find(&fake, &machine);
+    for function in [Function { node: 0, rid: 0x100 }, Function { node: 1, rid: 0x1100 }] {
+        fake.state().accesses = 0;
+        let mut early = vec![];
+        let result = hold_function(&fake, &machine, &roots, function, &mut |range: PhysRange| {
+            fake.state().held.insert(range.start().0);
+            if fake.state().accesses == 0 {
+                early.push(range);
+            }
+            Ok::<(), ()>(())
+        });
+        assert_eq!((result, early), (Ok(()), vec![page(0x08), page(0x1008)]));
+    }
+}
+
+#[test]
+fn no_root_bus_hides_another_while_the_function_is_looked_for() {
+    let port = |secondary| Device::bridge(1, secondary, secondary, vec![Device::new(0)]);
+    let fake = Fake::with_second(vec![port(1)], vec![port(17)]);
+    let machine = two_roots();
+    let roots = RootBridges::find(&fake, &machine);
+    // The first root bus's port hides the second root bus until the first is read: then the second's port
+    // would stay with the host, to claim the function's bus later.
+    fake.state().renumber(0x08, [0, 16, 17, 0]);
+    fake.state().host = Some((0, 0x08, [0, 1, 1, 0]));
+    let function = Function { node: 0, rid: 0x100 };
+    assert_eq!(hold_with(&fake, &machine, &roots, function), Err(HoldError::Pci(PciError::BusNumbers(8))));
+    assert!([0x08, 0x1008].iter().all(|rid| fake.state().held.contains(&page(*rid).start().0)));
+    // Something that is not that port answers in its place.
+    fake.state().root[0].words[usize::from(BUS) / 4] = 0x0001_0100;
+    fake.state().second[0].words[0] = 0x1234_5679;
+    assert_eq!(hold_with(&fake, &machine, &roots, function), Err(HoldError::Pci(PciError::Hidden(0x1008))));
+    fake.state().second[0].words[0] = 0x1234_5678;
+    assert!(hold_with(&fake, &machine, &roots, function).is_ok());
+}
+
+#[test]
+fn an_unprotected_root_bus_is_left_alone() {
+    let fake = Fake::new(vec![Device::bridge(1, 1, 1, vec![Device::new(0)])]);
+    let mut machine = two_roots();
+    let second = machine.pcie.get_mut(1).unwrap();
+    // The machine has no register there: to read one would panic.
+    second.ecam = range(ECAM - (16 << 20), 16 << 20);
+    second.windows.clear();
+    second.iommu_map.get_mut(0).unwrap().length -= 1;
+    let roots = RootBridges::find(&fake, &machine);
+    let hold = |node, rid| hold_with(&fake, &machine, &roots, Function { node, rid });
+    assert_eq!(hold(0, 0x100), Ok(vec![page(0x08), page(0x100)]));
+    assert_eq!(hold(1, 0x1100), Err(HoldError::Pci(PciError::NotFound)));
+}
+
+#[test]
+fn with_too_many_bridges_on_root_buses_no_function_is_given() {
+    let ports = |count| (0..count).map(|device| Device::bridge(device, 0, 0, vec![]).word(4, 0)).collect();
+    let with = |count| {
+        let fake = Fake::with_second(ports(32), ports(count));
+        fake.state().root[31] = Device::new(31 << 3);
+        let roots = RootBridges::find(&fake, &two_roots());
+        let held = hold_with(&fake, &two_roots(), &roots, Function { node: 0, rid: 31 << 3 });
+        (roots.are_too_many(), held.map(|held| held.len()))
+    };
+    assert_eq!(with(17), (false, Err(HoldError::Pci(PciError::Unnumbered(0)))));
+    assert_eq!(with(18), (true, Err(HoldError::Pci(PciError::TooMany))));
+    assert_eq!(PciError::TooMany.status(), Status::NoSpace);
+}
+
 #[test]
 fn no_bridge_of_another_root_bus_answers_for_the_function() {
     let given = || Device::bridge(0, 17, 17, vec![Device::new(0)]);
     let decoy = |secondary, last| vec![Device::bridge(1, secondary, last, vec![Device::new(0)])];
     let hold = |fake: &Fake| {
-        let mut held = vec![];
-        let function = Function { node: 1, rid: 0x1100 };
-        let result = hold_function(fake, &two_roots(), function, &mut |range: PhysRange| {
-            fake.state().held.insert(range.start().0);
-            held.push(range);
-            Ok::<(), ()>(())
-        });
-        result.map(|()| held)
+        let machine = two_roots();
+        hold_with(fake, &machine, &RootBridges::find(fake, &machine), Function { node: 1, rid: 0x1100 })
     };
-    for (secondary, last) in [(17, 17), (16, 17), (1, 17), (1, 16)] {
+    for (secondary, last) in [(17, 17), (16, 17), (1, 17), (1, 16), (0, 17)] {
         let fake = Fake::with_second(decoy(secondary, last), vec![given()]);
         assert_eq!(hold(&fake), Err(HoldError::Pci(PciError::BusNumbers(8))), "{secondary} {last}");
     }
@@ -43,11 +128,9 @@ fn bridges_of_all_root_buses_count() {
             .map(|device| Device::bridge(device, 0, 0, vec![]).word(4, 0))
             .take(MAX_BRIDGES - 15 - 10)
             .collect();
-        let function = Function { node: 1, rid: 0x1100 };
-        hold_function(&fake, &two_roots(), function, &mut |range: PhysRange| {
-            fake.state().held.insert(range.start().0);
-            Ok::<(), ()>(())
-        })
+        let machine = two_roots();
+        let roots = RootBridges::find(&fake, &machine);
+        hold_with(&fake, &machine, &roots, Function { node: 1, rid: 0x1100 }).map(|_| ())
     };
     assert_eq!(with(10), Err(HoldError::Pci(PciError::NotFound)), "nothing is behind the ports");
     assert_eq!(with(11), Err(HoldError::Pci(PciError::TooMany)));
@@ -61,6 +144,7 @@ fn bus_numbers_that_form_no_tree_are_refused() {
     check(alone(3, 2), PciError::BusNumbers(8));
     check(alone(3, 16), PciError::BusNumbers(8));
     check(alone(200, 255), PciError::BusNumbers(8));
+    check(alone(0, 3), PciError::BusNumbers(8));
     let two = |a: (u8, u8), b: (u8, u8)| {
         let port = |device, (s, e)| Device::bridge(device, s, e, vec![Device::new(0)]);
         vec![Device::new(0), port(1, a), port(2, b)]
