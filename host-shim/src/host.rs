@@ -176,8 +176,13 @@ pub trait Host: Sync {
         10_000
     }
 
-    /// Instructions (or another measure of work) since some moment.
+    /// A measure of time or work since some moment.
     fn ticks(&self) -> u64;
+
+    /// What [`Host::ticks`] counts: instructions, where the machine counts them.
+    fn tick_unit(&self) -> &'static str {
+        "ticks"
+    }
 
     /// A line of the log.
     fn log(&self, line: fmt::Arguments<'_>);

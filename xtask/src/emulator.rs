@@ -186,6 +186,12 @@ fn command(run: &Run<'_>, qemu: &Qemu, images: &Images, scratch: &Path) -> Resul
     Ok(command)
 }
 
+/// Arguments with which one instruction is one nanosecond of virtual time. The generic timer counts those, so a tick is an
+/// instruction, exactly and repeatably.
+pub fn count_instructions() -> Vec<String> {
+    vec!["-icount".into(), "shift=0,sleep=off".into()]
+}
+
 /// Runs the guest until it ends, or its time is over.
 ///
 /// # Errors

@@ -97,7 +97,7 @@ pub fn run<H: Host>(host: &H, checks: impl Iterator<Item = Check<H>>) -> Tally {
     for check in checks {
         let before = host.ticks();
         let outcome = (check.run)(host);
-        let instructions = host.ticks().wrapping_sub(before);
+        let ticks = host.ticks().wrapping_sub(before);
         let (word, seen) = match outcome {
             Ok(seen) => {
                 tally.passed += 1;
@@ -114,8 +114,10 @@ pub fn run<H: Host>(host: &H, checks: impl Iterator<Item = Check<H>>) -> Tally {
             }
         };
         host.log(format_args!(
-            "{word} {}: expected {}; seen: {seen}; {instructions} instructions",
-            check.name, check.expected
+            "{word} {}: expected {}; seen: {seen}; {ticks} {}",
+            check.name,
+            check.expected,
+            host.tick_unit()
         ));
     }
     tally

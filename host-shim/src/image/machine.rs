@@ -80,13 +80,15 @@ pub struct Machine {
     scratch: u64,
     spare: Option<(u64, u64)>,
     rounds: u32,
+    /// QEMU counts instructions: a tick of the virtual counter is one.
+    counts_instructions: bool,
     /// When the first transfer since the last `settle` was started; 0 when none was.
     started_ns: AtomicU64,
 }
 
 impl Machine {
     /// Enumerates the devices and finds memory for the checks.
-    pub fn new(tree: &Tree, device_tree: Run, rounds: u32) -> Option<Self> {
+    pub fn new(tree: &Tree, device_tree: Run, rounds: u32, counts_instructions: bool) -> Option<Self> {
         let scratch = scratch(tree, device_tree)?;
         let mut machine = Self {
             tree: *tree,
@@ -96,6 +98,7 @@ impl Machine {
             scratch,
             spare: spare(tree, device_tree, scratch),
             rounds,
+            counts_instructions,
             started_ns: AtomicU64::new(0),
         };
         let order = machine.smmus_by_base();
@@ -387,6 +390,10 @@ impl Host for Machine {
 
     fn ticks(&self) -> u64 {
         cpu::ticks()
+    }
+
+    fn tick_unit(&self) -> &'static str {
+        if self.counts_instructions { "instructions" } else { "ticks" }
     }
 
     fn log(&self, line: fmt::Arguments<'_>) {

@@ -113,8 +113,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         shape: Shape::new(SMMUS, 1, MemorySize::DEFAULT)?,
         entry: Entry::Image,
         bootargs: "bench".into(),
-        // One instruction is one nanosecond of virtual time, and the timer counts those: exact and repeatable.
-        extra: vec!["-icount".into(), "shift=0,sleep=off".into()],
+        extra: emulator::count_instructions(),
         timeout,
         show: false,
         logs: workspace.logs()?,

@@ -37,6 +37,9 @@ pub struct Machine {
     /// Start the hypervisor as an ELF: no device tree in x0, but at the start of RAM
     #[arg(long)]
     pub elf: bool,
+    /// Count instructions, exactly and repeatably: CPUs take turns, and each check says how many it took
+    #[arg(long)]
+    pub icount: bool,
     /// Command line of the host, for example "rounds=100"
     #[arg(long, default_value = "", value_name = "TEXT", allow_hyphen_values = true)]
     pub bootargs: String,
@@ -63,8 +66,8 @@ impl Machine {
             name,
             shape: self.shape()?,
             entry: if self.elf { Entry::Elf } else { Entry::Image },
-            bootargs: self.bootargs.clone(),
-            extra: Vec::new(),
+            bootargs: if self.icount { format!("{} icount", self.bootargs) } else { self.bootargs.clone() },
+            extra: if self.icount { emulator::count_instructions() } else { Vec::new() },
             timeout,
             show: true,
             logs: workspace.logs()?,
