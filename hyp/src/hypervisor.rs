@@ -227,6 +227,14 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Deals with a stage-2 abort of the host. Bounded, and never fails: what cannot be helped is injected.
     pub fn host_abort(&self, abort: &HostAbort) -> AbortAction {
+        let fault = abort.syndrome.fault();
+        if fault.is_tlb_conflict() {
+            // HPFAR_EL2 is UNKNOWN (DDI 0487, D24.2.63), so it can be anywhere.
+            if let Some(everything) = PhysRange::new(PhysAddr(0), 1 << 48) {
+                self.platform.invalidate_host_stage2(everything);
+            }
+            return AbortAction::Retry;
+        }
         let ipa = abort.ipa();
         if let (Some(access), Some(redistributors)) = (abort.syndrome.access(), &self.redistributors) {
             let write = access.write.then(|| access.stored(abort.stored));
@@ -237,16 +245,8 @@ impl<P: Platform> Hypervisor<P> {
                 return AbortAction::Emulated { register };
             }
         }
-        let fault = abort.syndrome.fault();
         // Under the lock nobody is between the break and the make.
         if fault.is_translation() && self.memory.lock().host_reaches(&self.platform, ipa) {
-            return AbortAction::Retry;
-        }
-        if fault.is_tlb_conflict() {
-            let page = PhysAddr(ipa.0 >> PAGE_LOG2 << PAGE_LOG2);
-            if let Some(page) = PhysRange::new(page, 1 << PAGE_LOG2) {
-                self.platform.invalidate_host_stage2(page);
-            }
             return AbortAction::Retry;
         }
         self.injected_aborts.fetch_add(1, Ordering::Relaxed);

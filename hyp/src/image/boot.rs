@@ -1,9 +1,11 @@
 //! From the device tree to the first instruction of the host, and the same for every other CPU.
 
+use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::fmt::Display;
 use core::mem::MaybeUninit;
 use core::slice;
+use core::sync::atomic::Ordering;
 
 use hyp::devicetree::{self, HostTree, Machine};
 use hyp::hypervisor::{Boot, Hypervisor};
@@ -13,8 +15,9 @@ use super::carve::{self, Taken};
 use super::cpu::{self, Cpu};
 use super::kernel::{Image, KernelError};
 use super::mmu::{self, MapError, Mmu, Rights};
+use super::panic::REPORTING;
 use super::platform::Aarch64;
-use super::registers::{feature, read_counter, read_sysreg};
+use super::registers::{dsb, feature, read_counter, read_sysreg};
 use super::{console, el1, entry, platform, psci};
 
 /// Bytes that the host's device tree may be longer than the machine's.
@@ -22,6 +25,8 @@ const TREE_GROWTH_BYTES: u64 = 0x1_0000;
 /// The largest device tree of the boot protocol.
 const MAX_TREE_BYTES: u64 = 2 << 20;
 const PAGE_BYTES: u64 = 0x1000;
+/// Bytes of a device tree header, and a multiple of 8.
+const HEADER_BYTES: u64 = 40;
 
 struct Slot(UnsafeCell<MaybeUninit<Hypervisor<Aarch64>>>);
 
@@ -89,25 +94,41 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
 
     let hypervisor = self::hypervisor();
     let host = place_host(hypervisor.platform(), &machine, tree, tree_bytes, share.all);
-    enter_stage2();
+    enter_stage2().unwrap_or_else(|error| stop(&error));
     hypervisor.set_boot_ticks(read_counter().wrapping_sub(entry_ticks));
     el1::enter(host.kernel, host.tree)
 }
 
 /// Every other CPU's way to EL1, with translation on and on its own stack.
+///
+/// A CPU on which the host cannot run is turned off again, alone: guests may have memory by now, which only the host's own
+/// ways to end the machine wipe.
 pub extern "C" fn boot_secondary(own: &'static Cpu) -> ! {
-    enter_stage2();
+    let entered = platform::compare_cpu().and_then(|()| enter_stage2());
     let (start, context) = own.take_start();
+    if let Err(reason) = entered {
+        log::error!("CPU {:#x} stays off: {reason}", cpu::own_affinity());
+        psci::cpu_off()
+    }
+    if REPORTING.load(Ordering::Acquire) != 0 {
+        // SAFETY: `park` never returns and touches nothing.
+        unsafe { entry::park() }
+    }
     el1::enter(start, context)
 }
 
-/// Sets this CPU up for the host.
-fn enter_stage2() {
+/// Sets this CPU up for the host. The error is why the host cannot run on it.
+fn enter_stage2() -> Result<(), &'static str> {
     let table = hypervisor().host_stage2();
-    el1::set_stage2(table.geometry(), table.root());
-    if let Err(reason) = el1::prepare() {
-        stop(&reason);
+    let (geometry, root) = (table.geometry(), table.root());
+    // Both limits of VTCR_EL2 (DDI 0487, D8.2): output and input addresses.
+    if geometry.ia_bits() > pa_bits()
+        || u64::from(geometry.ps()) > feature(read_sysreg!("id_aa64mmfr0_el1"), 0)
+    {
+        return Err("it has fewer physical address bits than the host's address space");
     }
+    el1::set_stage2(geometry, root);
+    el1::prepare()
 }
 
 /// Physical address bits of this CPU (ID_AA64MMFR0_EL1.PARange). EL2 itself reaches 48.
@@ -138,8 +159,14 @@ fn map_first(mmu: &mut Mmu, device_tree: u64) -> Result<PhysRange, ()> {
     if !at.is_multiple_of(8) {
         return Err(());
     }
+    // The loader may have left the tree in its caches, which are off here.
+    for word in (at..at.saturating_add(HEADER_BYTES)).step_by(8) {
+        // SAFETY: cleaning changes no contents.
+        unsafe { asm!("dc civac, {}", in(reg) word, options(nostack, preserves_flags)) };
+    }
+    dsb();
     // SAFETY: the boot protocol has X0 point at a device tree in RAM; at worst 40 bytes at the start of RAM are read.
-    let header = unsafe { slice::from_raw_parts(at as *const u8, 40) };
+    let header = unsafe { slice::from_raw_parts(at as *const u8, HEADER_BYTES as usize) };
     let size = devicetree::total_size_bytes(header).ok_or(())? as u64;
     let tree = PhysRange::new(PhysAddr(at), size.min(MAX_TREE_BYTES)).ok_or(())?;
     mmu.map(tree, Rights::Data).map_err(drop)?;
@@ -210,7 +237,7 @@ fn place_host(
     clean(platform, room.start(), written as u64);
     log::info!("host kernel at {kernel}, its device tree at {}", room.start());
     // SAFETY: instruction caches hold no stale line of the kernel after this.
-    unsafe { core::arch::asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+    unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
     Host { kernel: kernel.start().0, tree: room.start().0 }
 }
 

@@ -1,7 +1,7 @@
 //! What EL2 says: a PL011 (or SBSA UART, which has the same data and flag registers).
 //!
-//! The UART is the host's as well, who may turn it off or stop its clock. So no write waits longer than
-//! [`WAIT_NS`], and once a wait was in vain the console drops what follows until a byte goes through again.
+//! The UART is the host's as well, who may turn it off or stop its clock. So no record takes longer than
+//! [`RECORD_NS`], the rest of it is dropped, and from then on the console waits for nothing until a byte goes through again.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,8 +21,10 @@ const TRANSMIT_FULL: u32 = 1 << 5;
 /// UARTCR.{TXE, UARTEN}.
 const TRANSMIT_ENABLE: u32 = 1 << 8 | 1;
 
-/// How long one byte may take: more than a FIFO at 1,200 baud needs for one.
-const WAIT_NS: u64 = 20_000_000;
+/// How long one record may take, and as long again may it wait for others: 230 bytes at 115,200 baud.
+const RECORD_NS: u64 = 20_000_000;
+/// How long a report at the hypervisor's end may take.
+const REPORT_NS: u64 = 1_000_000_000;
 
 /// Base of the UART; 0 when there is none.
 static BASE: AtomicU64 = AtomicU64::new(0);
@@ -41,49 +43,55 @@ pub fn start(base: PhysAddr) {
     }
 }
 
-/// Turns the transmitter on again, whatever the host did. For last words.
-pub fn take_over() {
+/// Turns the transmitter on again, whatever the host did, for a report that takes at most [`REPORT_NS`].
+pub fn take_over() -> Uart {
     let base = BASE.load(Ordering::Relaxed);
     if base != 0 {
         STUCK.store(false, Ordering::Relaxed);
         let control = device_read_u32(PhysAddr(base + UARTCR));
         device_write_u32(PhysAddr(base + UARTCR), control | TRANSMIT_ENABLE);
     }
+    Uart::until(REPORT_NS)
 }
 
-/// Writes bytes to the UART without a lock.
-pub struct Uart;
+/// Writes bytes to the UART without a lock, up to a deadline; what is left then is an error.
+pub struct Uart {
+    base: u64,
+    since: u64,
+    limit_ns: u64,
+}
 
 impl Uart {
-    fn put(base: u64, byte: u8) {
-        let full = || device_read_u32(PhysAddr(base + UARTFR)) & TRANSMIT_FULL != 0;
-        if full() {
-            if STUCK.load(Ordering::Relaxed) {
-                return;
+    fn until(limit_ns: u64) -> Self {
+        Self { base: BASE.load(Ordering::Relaxed), since: platform::now_ns(), limit_ns }
+    }
+
+    fn is_late(&self) -> bool {
+        platform::now_ns().wrapping_sub(self.since) > self.limit_ns
+    }
+
+    fn put(&self, byte: u8) -> fmt::Result {
+        while device_read_u32(PhysAddr(self.base + UARTFR)) & TRANSMIT_FULL != 0 {
+            if STUCK.load(Ordering::Relaxed) || self.is_late() {
+                STUCK.store(true, Ordering::Relaxed);
+                return Err(fmt::Error);
             }
-            let since = platform::now_ns();
-            while full() {
-                if platform::now_ns().wrapping_sub(since) > WAIT_NS {
-                    STUCK.store(true, Ordering::Relaxed);
-                    return;
-                }
-                core::hint::spin_loop();
-            }
+            core::hint::spin_loop();
         }
         STUCK.store(false, Ordering::Relaxed);
-        device_write_u32(PhysAddr(base + UARTDR), u32::from(byte));
+        device_write_u32(PhysAddr(self.base + UARTDR), u32::from(byte));
+        Ok(())
     }
 }
 
 impl Write for Uart {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let base = BASE.load(Ordering::Relaxed);
-        if base != 0 {
+        if self.base != 0 {
             for byte in text.bytes() {
                 if byte == b'\n' {
-                    Self::put(base, b'\r');
+                    self.put(b'\r')?;
                 }
-                Self::put(base, byte);
+                self.put(byte)?;
             }
         }
         Ok(())
@@ -104,9 +112,18 @@ impl Log for Console {
             Level::Warn => "warning: ",
             _ => "",
         };
-        let _line = LINE.lock();
-        // `Uart` never fails; an error could only come from what is printed.
-        let _ = writeln!(Uart, "hyp: {mark}{}", record.args());
+        let wait = Uart::until(RECORD_NS);
+        let _line = loop {
+            if let Some(line) = LINE.try_lock() {
+                break line;
+            }
+            if wait.is_late() {
+                return;
+            }
+            core::hint::spin_loop();
+        };
+        // An error is that time is up.
+        let _ = writeln!(Uart::until(RECORD_NS), "hyp: {mark}{}", record.args());
     }
 
     fn flush(&self) {}

@@ -161,18 +161,58 @@ pub fn enter(start: u64, argument: u64) -> ! {
 }
 
 fn write_hcr(ids: &Ids) {
-    // Interrupts and SErrors stay with EL1 (IMO, FMO, AMO = 0), and so do all ID registers.
+    // Interrupts and SErrors stay with EL1 (IMO, FMO, AMO = 0), and so do all ID registers but as below.
     let mut hcr = HCR_EL2::VM::Enable + HCR_EL2::RW::EL1IsAarch64 + HCR_EL2::TSC::EnableTrapEl1SmcToEl2;
     if ids.pointer_authentication() {
         hcr += HCR_EL2::APK.val(1) + HCR_EL2::API.val(1);
     }
     if feature(ids.pfr1, 8) >= 2 {
-        hcr += HCR_EL2::ATA.val(1); // FEAT_MTE2
+        // FEAT_MTE2: wiping memory does not clear its Allocation Tags, so EL1 gets none (no ATA), and finds no such feature.
+        hcr += HCR_EL2::TID3.val(1);
     }
-    if feature(ids.pfr0, 56) >= 2 {
-        hcr += HCR_EL2::EnSCXT.val(1); // FEAT_CSV2_2
+    let csv2 = feature(ids.pfr0, 56);
+    if csv2 >= 2 || csv2 == 1 && feature(ids.pfr1, 32) >= 2 {
+        hcr += HCR_EL2::EnSCXT.val(1); // FEAT_CSV2_2, or FEAT_CSV2_1p2
     }
     HCR_EL2.write(hcr);
+}
+
+/// What EL1 gets for the ID register that it reads with the trapped MRS of this ISS (DDI 0487, D24.2.40): what the CPU has, but
+/// for FEAT_MTE2. `None`: it is no read of an ID register (group 3 of HCR_EL2).
+pub fn id_register(iss: u64) -> Option<u64> {
+    let [op0, op2, op1, crn] = [(20, 2), (17, 3), (14, 3), (10, 4)].map(|(at, width)| field(iss, at, width));
+    let (crm, is_read) = (field(iss, 1, 4), iss & 1 != 0);
+    if !is_read || (op0, op1, crn) != (3, 0, 0) || !(1..8).contains(&crm) {
+        return None;
+    }
+    let value: u64;
+    // SAFETY: a jump to one of the 56 reads of two instructions each, which change nothing; what is reserved among them reads as
+    // zero.
+    unsafe {
+        core::arch::asm!(
+            "adr {at}, 2f",
+            "add {at}, {at}, {index}, lsl #3",
+            "br {at}",
+            "2:",
+            ".irp crm, 1, 2, 3, 4, 5, 6, 7",
+            ".irp op2, 0, 1, 2, 3, 4, 5, 6, 7",
+            "mrs {value}, S3_0_C0_C\\crm\\()_\\op2",
+            "b 3f",
+            ".endr",
+            ".endr",
+            "3:",
+            at = out(reg) _,
+            index = in(reg) (crm - 1) * 8 + op2,
+            value = lateout(reg) value,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+    let hidden = match (crm, op2) {
+        (4, 1) => 0xf << 8 | 0xf << 40 | 0xf << 52, // ID_AA64PFR1_EL1.{MTE, MTE_frac, MTEX}
+        (4, 2) => 0xfff,                            // ID_AA64PFR2_EL1.{MTEPERM, MTESTOREONLY, MTEFAR}
+        _ => 0,
+    };
+    Some(value & !hidden)
 }
 
 fn write_identity() {
@@ -274,7 +314,7 @@ fn write_extensions(ids: &Ids) {
             write_sysreg!("S3_0_C10_C4_3", 0); // LORC_EL1
         }
         if feature(ids.pfr0, 40) != 0 || feature(ids.pfr1, 16) != 0 {
-            write_sysreg!("S3_4_C10_C5_0", 1 << 62); // MPAM2_EL2.EnMPAMSM, no traps, partition 0
+            write_sysreg!("S3_4_C10_C5_0", 1 << 50); // MPAM2_EL2.EnMPAMSM, no traps, partition 0
             if field(read_sysreg!("S3_0_C10_C4_4"), 17, 1) != 0 {
                 write_sysreg!("S3_4_C10_C4_0", 0); // MPAMIDR_EL1.HAS_HCR: MPAMHCR_EL2
             }

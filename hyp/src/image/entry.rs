@@ -64,8 +64,23 @@ primary_entry:
     str     x5, [x3, x0]
     b       1b
 
+    // The loader need not have cleaned what is not in its file. A line that it left dirty would be written back over
+    // what is stored here with caches off, so there must be none before the first store.
 2:  adrp    x1, __bss_start
     add     x1, x1, :lo12:__bss_start
+    adrp    x2, __boot_stack_top
+    add     x2, x2, :lo12:__boot_stack_top
+    mrs     x3, ctr_el0
+    ubfx    x3, x3, #16, #4             // DminLine: log2 of words
+    mov     x4, #4
+    lsl     x3, x4, x3
+    mov     x4, x1
+3:  dc      ivac, x4
+    add     x4, x4, x3
+    cmp     x4, x2
+    b.lo    3b
+    dsb     sy
+
     adrp    x2, __bss_end
     add     x2, x2, :lo12:__bss_end
 3:  cmp     x1, x2

@@ -1,5 +1,7 @@
 //! Exceptions that EL2 gives to EL1, as the CPU would have taken them there (DDI 0487, AArch64.TakeException).
 
+use hyp::esr::{Class, Syndrome};
+
 use super::registers::{feature, field, isb, read_sysreg, write_sysreg};
 use super::vectors::Frame;
 
@@ -30,7 +32,7 @@ const NZCV: u64 = 0xf << 28;
 
 /// Gives EL1 a synchronous External abort for the data or instruction abort with syndrome `esr` at virtual address `far`.
 pub fn external_abort(frame: &mut Frame, esr: u64, far: u64) {
-    let data = esr >> EC_SHIFT == EC_DATA_ABORT_LOWER;
+    let data = Syndrome(esr).class() == Class::DATA_ABORT_LOWER;
     let class = if data { EC_DATA_ABORT_LOWER } else { EC_INSTRUCTION_ABORT_LOWER };
     let class = if from_el0(frame) { class } else { class + SAME_LEVEL };
     let access = if data { esr & WRITE_AND_CACHE } else { 0 };

@@ -209,12 +209,12 @@ impl Mmu {
     }
 }
 
-/// Invalidates the cache lines of the image from its read-only data to the boot stack. What was written there with caches off is in memory;
-/// a loader may have left clean, older lines.
+/// Invalidates the cache lines of the image from its read-only data to the boot stack. What was written there with
+/// caches off is in memory; lines of before these stores may be in caches still, all of them clean.
 fn forget_stale_lines() {
     let line = data_line_bytes();
-    // SAFETY: no dirty line can be lost: the boot protocol has the image cleaned, and EL2 has not had caches on.
-    // Stores of this function's own frame go to memory too.
+    // SAFETY: no dirty line can be lost: the boot protocol has the loader clean the file, `primary_entry` has
+    // invalidated the rest, and EL2 has not had caches on. Stores of this function's own frame go to memory too.
     unsafe {
         core::arch::asm!(
             "2: dc ivac, {at}",

@@ -41,23 +41,23 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         // SAFETY: `park` never returns and touches nothing.
         Err(_) => unsafe { entry::park() },
     }
-    console::take_over();
-    let _ = writeln!(Uart, "\nhyp: panic on CPU {:#x}: {}", cpu::own_affinity(), info.message());
+    let out = &mut console::take_over();
+    let _ = writeln!(out, "\nhyp: panic on CPU {:#x}: {}", cpu::own_affinity(), info.message());
     if let Some(place) = info.location() {
-        let _ = writeln!(Uart, "hyp: at {place}");
+        let _ = writeln!(out, "hyp: at {place}");
     }
     let frame_pointer: u64;
     // SAFETY: reads a general-purpose register.
     unsafe {
         core::arch::asm!("mov {}, x29", out(reg) frame_pointer, options(nomem, nostack, preserves_flags))
     };
-    backtrace(frame_pointer);
-    end()
+    backtrace(out, frame_pointer);
+    end(out)
 }
 
 /// Reports an exception that EL2 took from itself. `kind` is its vector, 0 to 15.
 pub extern "C" fn report_exception(frame: &Frame, kind: u64) -> ! {
-    console::take_over();
+    let out = &mut console::take_over();
     let syndrome = Syndrome(read_sysreg!("esr_el2"));
     let source = match kind / 4 {
         0 => "EL2 with SP_EL0",
@@ -67,7 +67,6 @@ pub extern "C" fn report_exception(frame: &Frame, kind: u64) -> ! {
     };
     let name = ["synchronous exception", "IRQ", "FIQ", "SError"];
     let name = name.get(kind as usize % 4).unwrap_or(&"exception");
-    let out = &mut Uart;
     let _ = writeln!(out, "\nhyp: unexpected {name} from {source} on CPU {:#x}", cpu::own_affinity());
     let _ = writeln!(out, "hyp: {syndrome}");
     let far = read_sysreg!("far_el2");
@@ -90,16 +89,16 @@ pub extern "C" fn report_exception(frame: &Frame, kind: u64) -> ! {
         }
         let _ = writeln!(out);
     }
-    backtrace(frame.x[29]);
-    end()
+    backtrace(out, frame.x[29]);
+    end(out)
 }
 
 /// Prints the return addresses of the chain of frame records (AAPCS64, 6.4.6) that begins at `record`, as far as it
 /// stays in one stack and goes up.
-fn backtrace(mut record: u64) {
-    let _ = writeln!(Uart, "hyp: called from (addresses as linked):");
+fn backtrace(out: &mut Uart, mut record: u64) {
+    let _ = writeln!(out, "hyp: called from (addresses as linked):");
     let Some((_, end)) = cpu::stack_of(record) else {
-        let _ = writeln!(Uart, "hyp:   X29 is {record:#x}, which is in no stack");
+        let _ = writeln!(out, "hyp:   X29 is {record:#x}, which is in no stack");
         return;
     };
     let text = symbol!(__image_start)..symbol!(__text_end);
@@ -112,7 +111,7 @@ fn backtrace(mut record: u64) {
         if !text.contains(&caller) {
             return;
         }
-        let _ = writeln!(Uart, "hyp:   {:#x}", caller.wrapping_add(link_offset()));
+        let _ = writeln!(out, "hyp:   {:#x}", caller.wrapping_add(link_offset()));
         if next <= record {
             return;
         }
@@ -121,7 +120,7 @@ fn backtrace(mut record: u64) {
 }
 
 /// Turns the machine off after a report.
-fn end() -> ! {
-    let _ = writeln!(Uart, "hyp: turning the machine off");
+fn end(out: &mut Uart) -> ! {
+    let _ = writeln!(out, "hyp: turning the machine off");
     psci::system_off()
 }

@@ -28,21 +28,37 @@ pub fn now_ns() -> u64 {
     (ns >> 32) as u64
 }
 
-/// Looks at what this CPU can do: its counter, its cache lines, its ways to clear memory. All CPUs of a machine are taken
-/// to be alike in it, as the architecture asks of them. Called once, before anything else here.
+/// Looks at what this CPU can do: its counter, its cache lines, its ways to clear memory. The other CPUs go by what the
+/// first one has ([`compare_cpu`]). Called once, before anything else here.
 pub fn look_at_cpu() {
     let ticks_per_second = read_sysreg!("cntfrq_el0").max(1);
     NS_PER_TICK.store((1_000_000_000 << 32) / ticks_per_second, Ordering::Relaxed);
     LINE_BYTES.store(data_line_bytes(), Ordering::Relaxed);
-    let zva = read_sysreg!("dczid_el0");
-    let zeroing = if feature(read_sysreg!("S3_0_C0_C6_2"), 16) != 0 {
-        ZERO_BY_SET // ID_AA64ISAR2_EL1.MOPS
-    } else if field(zva, 4, 1) == 0 {
-        4 << feature(zva, 0)
-    } else {
-        ZERO_BY_STORES
+    ZEROING.store(if has_memory_set() { ZERO_BY_SET } else { zva_block_bytes() }, Ordering::Relaxed);
+}
+
+/// Whether another CPU can go by what [`look_at_cpu`] has found on the first one. The error says what [`Platform::wipe`] lacks.
+pub fn compare_cpu() -> Result<(), &'static str> {
+    if data_line_bytes() < LINE_BYTES.load(Ordering::Relaxed) {
+        return Err("its data cache lines are shorter than those of the first CPU");
+    }
+    let can_zero = match ZEROING.load(Ordering::Relaxed) {
+        ZERO_BY_STORES => true,
+        ZERO_BY_SET => has_memory_set(),
+        block_bytes => zva_block_bytes() == block_bytes,
     };
-    ZEROING.store(zeroing, Ordering::Relaxed);
+    can_zero.then_some(()).ok_or("it cannot clear memory in the way that the first CPU does")
+}
+
+/// ID_AA64ISAR2_EL1.MOPS.
+fn has_memory_set() -> bool {
+    feature(read_sysreg!("S3_0_C0_C6_2"), 16) != 0
+}
+
+/// What DC ZVA clears, in bytes; [`ZERO_BY_STORES`] where it is prohibited.
+fn zva_block_bytes() -> u64 {
+    let zva = read_sysreg!("dczid_el0");
+    if field(zva, 4, 1) == 0 { 4 << feature(zva, 0) } else { ZERO_BY_STORES }
 }
 
 /// Reads a 32-bit device register.

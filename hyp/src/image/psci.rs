@@ -6,6 +6,7 @@ use hyp::memory::Progress;
 use hyp::psci::{self, Firmware, SmcAction, id};
 use smmuv3::address::PhysAddr;
 
+use super::registers::dsb;
 use super::vectors::Frame;
 use super::{boot, cpu, entry};
 
@@ -38,7 +39,8 @@ fn firmware_call(function: u32, arguments: [u64; 3]) -> u64 {
 /// Finds out what the firmware has. Called once at boot. The error says what is missing.
 pub fn look_at_firmware() -> Result<(), &'static str> {
     let version = firmware_call(id::PSCI_VERSION, [0; 3]);
-    if (version as i64) < 1 << 16 {
+    // Both the version and NOT_SUPPORTED are of 32 bits; what is above them means nothing.
+    if (version as u32 as i32) < 1 << 16 {
         return Err("the firmware has no PSCI 1.0 or later behind SMC");
     }
     let reset2 = firmware_call(id::PSCI_FEATURES, [id::SYSTEM_RESET2.into(), 0, 0]);
@@ -49,6 +51,13 @@ pub fn look_at_firmware() -> Result<(), &'static str> {
 /// Turns the machine off, or where the firmware cannot, stops this CPU.
 pub fn system_off() -> ! {
     firmware_call(id::SYSTEM_OFF, [0; 3]);
+    // SAFETY: `park` never returns and touches nothing.
+    unsafe { entry::park() }
+}
+
+/// Turns this CPU off, or where the firmware cannot, stops it.
+pub fn cpu_off() -> ! {
+    firmware_call(id::CPU_OFF, [0; 3]);
     // SAFETY: `park` never returns and touches nothing.
     unsafe { entry::park() }
 }
@@ -76,7 +85,7 @@ pub fn trapped_smc(frame: &mut Frame) {
     };
     frame.x[0] = answer as u64;
     frame.x[1..4].fill(0);
-    frame.elr = frame.elr.wrapping_add(SMC_BYTES);
+    frame.skip(SMC_BYTES);
 }
 
 /// CPU_ON: the CPU enters EL2 first. `entry` is a claim: it is looked up here for the sake of the answer, and stage 2 holds
@@ -92,6 +101,8 @@ fn cpu_on(target: u64, entry: u64, context: u64) -> i64 {
         return ON_PENDING;
     }
     let first_instruction = entry::secondary_entry as *const () as u64;
+    // The other CPU reads its start as soon as its translation is on.
+    dsb();
     let answer = firmware_call(id::CPU_ON | id::SMC64, [target, first_instruction, cpu.address()]) as i64;
     if answer != psci::SUCCESS {
         cpu.cancel_start();

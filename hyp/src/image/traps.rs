@@ -5,7 +5,7 @@ use hyp::hypervisor::AbortAction;
 
 use super::registers::{field, read_sysreg};
 use super::vectors::Frame;
-use super::{boot, inject, psci};
+use super::{boot, el1, inject, psci};
 
 /// Memory Copy and Memory Set exception (FEAT_MOPS).
 const MEMORY_SET_OR_COPY: u8 = 0x27;
@@ -28,8 +28,20 @@ pub extern "C" fn lower_synchronous(frame: &mut Frame) {
         Class::DATA_ABORT_LOWER | Class::INSTRUCTION_ABORT_LOWER => abort(frame, syndrome),
         // Only HVC #0 is a call (DEN 0028, 2.4); ELR is after the instruction.
         Class::HVC64 => frame.x[0] = NOT_SUPPORTED,
+        Class::SYSTEM_REGISTER => system_register(frame, u64::from(syndrome.iss())),
         Class(MEMORY_SET_OR_COPY) => restart_memory_instruction(frame, syndrome),
         _ => inject::undefined(frame),
+    }
+}
+
+/// An MRS or MSR; EL1 gets the ID registers and nothing else.
+fn system_register(frame: &mut Frame, iss: u64) {
+    match el1::id_register(iss) {
+        Some(value) => {
+            frame.set_register(field(iss, 5, 5) as u8, value);
+            frame.skip(4);
+        }
+        None => inject::undefined(frame),
     }
 }
 
@@ -44,7 +56,7 @@ fn abort(frame: &mut Frame, syndrome: Syndrome) {
             if let Some((number, value)) = register {
                 frame.set_register(number, value);
             }
-            frame.elr = frame.elr.wrapping_add(if syndrome.is_32_bit() { 4 } else { 2 });
+            frame.skip(if syndrome.is_32_bit() { 4 } else { 2 });
         }
         AbortAction::Inject => inject::external_abort(frame, syndrome.0, far),
     }
@@ -74,6 +86,7 @@ fn restart_memory_instruction(frame: &mut Frame, syndrome: Syndrome) {
         frame.set_register(destination, frame.register(destination).wrapping_sub(left));
         frame.set_register(source, frame.register(source).wrapping_sub(left));
     }
+    frame.end_step();
     // Prologue, main part and epilogue stand in a row.
     frame.elr = frame.elr.wrapping_sub(if from_epilogue { 8 } else { 4 });
 }

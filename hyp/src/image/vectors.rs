@@ -24,6 +24,12 @@ pub struct Frame {
 }
 
 const FRAME_BYTES: usize = size_of::<Frame>();
+/// SPSR_EL2.M[4].
+const AARCH32: u64 = 1 << 4;
+/// SPSR_EL2.BTYPE, from AArch64 state.
+const BTYPE: u64 = 3 << 10;
+/// SPSR_EL2.SS.
+const SINGLE_STEP: u64 = 1 << 21;
 const _: () = assert!(FRAME_BYTES == 272 && FRAME_BYTES.is_multiple_of(16));
 
 impl Frame {
@@ -37,6 +43,21 @@ impl Frame {
         if let Some(register) = self.x.get_mut(usize::from(number)) {
             *register = value;
         }
+    }
+
+    /// Goes on after the instruction at ELR, of `bytes` bytes, in the state that it would have left: with its single
+    /// step (SPSR.SS) done, and with no branch before the next one (BTYPE, which AArch32 state does not have).
+    pub fn skip(&mut self, bytes: u64) {
+        self.elr = self.elr.wrapping_add(bytes);
+        self.end_step();
+        if self.spsr & AARCH32 == 0 {
+            self.spsr &= !BTYPE;
+        }
+    }
+
+    /// Ends the single step of the interrupted instruction: a step exception comes before the next one.
+    pub fn end_step(&mut self) {
+        self.spsr &= !SINGLE_STEP;
     }
 }
 
@@ -164,6 +185,9 @@ lower_slow:
     // is known to be good.
 fatal_exception:
     msr     tpidr_el0, x2
+    mrs     x2, sctlr_el2
+    and     x2, x2, #1                  // SCTLR_EL2.M
+    cbz     x2, park                    // translation is off: no exclusives, and no console
     msr     tpidrro_el0, x3
     adrp    x1, {reporting}
     add     x1, x1, :lo12:{reporting}
