@@ -4,7 +4,7 @@ use crate::call::{Refused, answer};
 use abi::{Function, Status};
 use core::fmt;
 
-/// The value that [`Host::dma_write`] makes a device write (`iommu-testdev` knows no other).
+/// The value that [`Host::dma_write_at`] makes a device write (`iommu-testdev` knows no other).
 pub const DMA_VALUE: u32 = 0x1234_5678;
 
 /// The least bytes of [`Host::scratch`]: eight blocks of 2 MiB.
@@ -17,7 +17,7 @@ pub struct Abort;
 /// How a device's DMA write ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dma {
-    /// The value is at the physical address that equals the I/O address.
+    /// The value is at the physical address where it was expected.
     Landed,
     /// The SMMU refused the transaction, and memory is as it was.
     Faulted,
@@ -85,7 +85,8 @@ pub struct Forbidden {
 /// A machine with the hypervisor below and devices behind its SMMUs, seen by the host.
 ///
 /// Addresses are physical and in bytes. Nothing here panics on a refusal: that is what the checks are about.
-/// Hypercalls and CPU accesses may be made from several CPUs at once; one device is driven by one CPU at a time.
+/// Hypercalls and CPU accesses may be made from several CPUs at once; one device is driven by one CPU at a time. A CPU access is
+/// complete, and seen by devices and table walkers, before that CPU's next access or call begins.
 pub trait Host: Sync {
     /// Makes a call with this function id in `W0` and these arguments in `X1` to `X4`, and gives `X0` to `X4` back.
     fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5];
@@ -101,8 +102,20 @@ pub trait Host: Sync {
     /// The StreamID of a device behind an SMMU; `None` when that SMMU has no such device.
     fn stream(&self, smmu: usize, device: Device) -> Option<u32>;
 
-    /// Makes the immediate device behind `smmu` write [`DMA_VALUE`], 4 bytes little endian, to this I/O address (a multiple of 4), and tells how it ended.
-    fn dma_write(&self, smmu: usize, address: u64) -> Dma;
+    /// Makes the immediate device behind `smmu` write [`DMA_VALUE`], 4 bytes little endian, to this I/O address (a multiple of 4), looks
+    /// for it at the physical address `expected`, and tells how it ended.
+    fn dma_write_at(&self, smmu: usize, address: u64, expected: u64) -> Dma;
+
+    /// The same where the I/O address is the physical one.
+    fn dma_write(&self, smmu: usize, address: u64) -> Dma {
+        self.dma_write_at(smmu, address, address)
+    }
+
+    /// [`Host::dma_write_at`] with a SubstreamID, 1 or more; `None` when the device cannot send one.
+    fn dma_write_substream(&self, smmu: usize, substream: u32, address: u64, expected: u64) -> Option<Dma> {
+        let _ = (smmu, substream, address, expected);
+        None
+    }
 
     /// Tells the delayed device behind `smmu` to do a transfer; it happens after this call, and before [`Host::settle`] returns.
     /// One transfer can be under way per device. Refused when the CPU cannot reach the device (a guest has it).

@@ -6,16 +6,17 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use abi::{DomainHandle, Statistic};
+use abi::{DomainHandle, GuestHandle, Statistic};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
-use smmuv3::pgtable::{Blocks, Granule, PageTable};
+use smmuv3::invalidation::DomainIndex;
+use smmuv3::pgtable::{Blocks, PageTable};
 use spin::Mutex;
 
 use crate::devicetree::Machine;
 use crate::esr::HostAbort;
 use crate::gicr::{self, GicrError, Redistributors};
-use crate::iommu::{Iommu, Refused};
+use crate::iommu::{Iommu, TrustedStreams};
 use crate::list::List;
 use crate::memory::pool::{PAGE_LOG2, Pool};
 use crate::memory::{CachesFailed, Context, HeldSet, IoCaches, Layout, LayoutError, Ownership, Progress};
@@ -29,6 +30,7 @@ pub(crate) const MAX_GUEST_STREAMS: usize = 64;
 /// A stream that is attached to a guest, and what is out of the host's stage 2 for its sake.
 #[derive(Clone, Copy)]
 pub(crate) struct GuestStream {
+    pub(crate) guest: GuestHandle,
     pub(crate) smmu: usize,
     pub(crate) stream: u32,
     pub(crate) held: HeldSet,
@@ -58,6 +60,8 @@ pub enum BootError {
     Gicr(GicrError),
     /// The host's address space cannot be laid out.
     Layout(LayoutError),
+    /// The streams trusted with full ATS are said to be behind an SMMU, by its phandle, that there is not.
+    TrustedStreams(u32),
 }
 
 impl From<StartError> for BootError {
@@ -87,6 +91,10 @@ impl fmt::Display for BootError {
             ),
             Self::Gicr(error) => fmt::Display::fmt(error, f),
             Self::Layout(error) => fmt::Display::fmt(error, f),
+            Self::TrustedStreams(phandle) => write!(
+                f,
+                "/chosen ats-trusted-streams names phandle {phandle:#x}, which is no SMMUv3 of the device tree"
+            ),
         }
     }
 }
@@ -118,7 +126,6 @@ pub struct Hypervisor<P: Platform> {
     pub(crate) memory: Mutex<Ownership>,
     /// Streams of guests. Held by whoever attaches or detaches a stream or makes or ends a guest.
     pub(crate) streams: Mutex<List<GuestStream, MAX_GUEST_STREAMS>>,
-    io_granule: Granule,
     io_blocks: bool,
     range_invalidation: bool,
     ending: AtomicBool,
@@ -139,7 +146,6 @@ impl<P: Platform> Hypervisor<P> {
             iommu: Iommu::new(),
             memory: Mutex::new(Ownership::new()),
             streams: Mutex::new(List::new()),
-            io_granule: Granule::Size4K,
             io_blocks: false,
             range_invalidation: false,
             ending: AtomicBool::new(false),
@@ -167,7 +173,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         gicr::turn_its_off(p, boot.machine)?;
         let redistributors = Redistributors::find(p, boot.machine)?;
-        let format = iommu.probe(p, bases())?;
+        let format =
+            iommu.probe(p, boot.machine.smmus.iter().map(|smmu| (smmu.registers.start(), smmu.part)))?;
 
         let own = boot.image.iter().chain(boot.pool.iter()).copied();
         let layout = Layout::new(boot.machine, format.granule, own.chain(redistributors.pages()))?;
@@ -176,7 +183,17 @@ impl<P: Platform> Hypervisor<P> {
         layout.build(memory, p, pool, frame_words, boot.pa_bits, format.oas_bits, format.blocks)?;
 
         let io = *memory.host_io_table();
-        iommu.start(p, &format, *io.geometry(), &mut PoolPages { p, pool, missing: 0 })?;
+        let mut trusted = List::new();
+        for node in boot.machine.ats_trusted.iter() {
+            let Some(smmu) = boot.machine.smmu_by_phandle(node.phandle) else {
+                return Err(BootError::TrustedStreams(node.phandle));
+            };
+            let last = node.first.saturating_add(node.count.saturating_sub(1));
+            // As many fit as the device tree can name.
+            let _ = trusted.push(TrustedStreams { smmu: smmu as u8, first: node.first, last });
+            log::warn!("SMMU {smmu}: StreamIDs {:#x} to {last:#x} are trusted with full ATS", node.first);
+        }
+        iommu.start(p, &format, trusted, &mut PoolPages { p, pool, missing: 0 })?;
         log::info!(
             "{} SMMUs share the I/O page table at {}: granule {} KiB, {} bits in, {} bits out, {}",
             boot.machine.smmus.len(),
@@ -187,9 +204,8 @@ impl<P: Platform> Hypervisor<P> {
             if format.blocks == Blocks::Never { "pages only" } else { "blocks" }
         );
         // A new service has no domains, so it cannot refuse.
-        let _ = iommu.create_domain(DomainHandle::Host, io.root());
+        let _ = iommu.create_domain(DomainHandle::Host, io);
         self.range_invalidation = iommu.set().features().all(|features| features.range_invalidation);
-        self.io_granule = format.granule;
         self.io_blocks = format.blocks != Blocks::Never;
         self.root_bridges = RootBridges::find(p, boot.machine);
         if self.root_bridges.are_too_many() {
@@ -263,7 +279,8 @@ impl<P: Platform> Hypervisor<P> {
             for _ in 0..DETACHES_PER_STEP {
                 let Some(stream) = streams.pop() else { break };
                 // An SMMU that fails is turned off; one that does not even let itself be turned off cannot be helped.
-                let _ = self.iommu.attachments().detach(&self.platform, stream.smmu, stream.stream);
+                let pages = &mut self.pages();
+                let _ = self.iommu.detach(&self.platform, stream.smmu, stream.stream, pages);
             }
             if !streams.is_empty() {
                 return Progress::Again;
@@ -325,7 +342,13 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     pub(crate) const fn caches(&self) -> Caches<'_, P> {
-        Caches { p: &self.platform, iommu: &self.iommu, granule: self.io_granule }
+        Caches { p: &self.platform, iommu: &self.iommu }
+    }
+
+    /// The pool, for the IOMMU service.
+    #[inline]
+    pub(crate) const fn pages(&self) -> PoolPages<'_, P> {
+        PoolPages { p: &self.platform, pool: &self.pool, missing: 0 }
     }
 
     /// What a change of ownership needs besides the memory lock.
@@ -382,24 +405,21 @@ impl<P: Platform> smmu::Pages for PoolPages<'_, P> {
             }
         }
     }
+
+    fn give_run(&mut self, run: PhysAddr, order: u8) {
+        self.pool.give(self.p, run, order);
+    }
 }
 
 /// The ownership part's view of the IOMMU service.
 pub(crate) struct Caches<'a, P: Platform> {
     p: &'a P,
     iommu: &'a Iommu,
-    granule: Granule,
 }
 
 impl<P: Platform> IoCaches for Caches<'_, P> {
     #[inline]
-    fn forget(&self, domain: DomainHandle, gather: &Gather) -> Result<(), CachesFailed> {
-        self.iommu.invalidate(self.p, domain, gather, self.granule).map_err(|_| CachesFailed)
-    }
-}
-
-impl From<Refused> for crate::memory::Failure {
-    fn from(refused: Refused) -> Self {
-        Self { status: refused.status(), missing_pages: refused.pages() }
+    fn forget(&self, domain: DomainIndex, gather: &Gather) -> Result<(), CachesFailed> {
+        self.iommu.invalidate(self.p, domain, gather).map_err(|_| CachesFailed)
     }
 }

@@ -104,12 +104,12 @@ impl<T, const N: usize> List<T, N> {
 
     /// The items, first to last.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &T> + Clone {
-        self.items.iter().flatten()
+        self.items.get(..self.len).unwrap_or(&[]).iter().flatten()
     }
 
     /// The items, first to last, to be changed.
     pub fn iter_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut T> {
-        self.items.iter_mut().flatten()
+        self.items.get_mut(..self.len).unwrap_or(&mut []).iter_mut().flatten()
     }
 
     /// The index of the first item for which `wanted` holds.

@@ -16,9 +16,18 @@ pub enum Heap {
 ///
 /// No method can fail or panic on arguments that keep its contract; no method waits for anything that the host or a device controls.
 pub trait Platform: Memory + Sync {
+    /// The number of this CPU, below [`Platform::cpus`].
+    fn cpu(&self) -> u16;
+
+    /// How many CPUs may run at once.
+    fn cpus(&self) -> u16;
+
     /// Fills a range of RAM, a multiple of 4 KiB, with zeros and cleans and invalidates it to the point of
     /// coherency, so that neither a non-cacheable mapping nor a no-snoop DMA reads old contents.
     fn wipe(&self, range: PhysRange);
+
+    /// Reads 64 bits of RAM that the host owns, at a multiple of 8. The host may write them at any time: what was read is used, never read again.
+    fn read_host_u64(&self, address: PhysAddr) -> u64;
 
     /// Reads a 32-bit device register.
     fn read_register_u32(&self, address: PhysAddr) -> u32;

@@ -1,16 +1,18 @@
 //! A started hypervisor on a model machine, with its devices: what every scenario begins with.
 
 use crate::model::smmu::config::SmmuConfig;
+use crate::model::smmu::ste::Eats;
 use crate::model::stage2::Stage2Config;
 use crate::model::{BARS, ECAM, FW_CFG, GICD, GICR, ITS, Machine, RAM_BASE, SMMU_BYTES, UART, pci};
 use crate::platform::ModelPlatform;
+use crate::record::Record;
 use abi::{Function, Status};
-use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuNode};
+use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuNode, TrustedStreamsNode};
 use hyp::hypervisor::{Boot, BootError, Hypervisor};
 use hyp::list::List;
 use smmuv3::address::{PhysAddr, PhysRange};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of RAM.
 pub const RAM_BYTES: u64 = 40 << 20;
@@ -24,7 +26,9 @@ pub const POOL: u64 = RAM_BASE + IMAGE_BYTES;
 pub const POOL_BYTES: u64 = 7 << 20;
 /// RAM for scenarios, a multiple of 2 MiB, of the host.
 pub const SCRATCH: u64 = RAM_BASE + (16 << 20);
-/// SMMUs that have a PCIe root bus; those after them have streams that no guest can get.
+/// A page of the host's that scenarios leave alone: for the commands that owners of vSMMUs send.
+pub const COMMANDS: u64 = RAM_BASE + (12 << 20);
+/// PCIe root buses. The SMMUs beyond have one function each behind those, and a second device that is none, which no guest can get.
 pub const MAX_BUSES: usize = 16;
 /// A device behind an SMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +50,25 @@ pub struct Shape {
     pub pa_bits: u8,
     /// Nanoseconds of one wait.
     pub relax_ns: u64,
+    /// Devices (SMMU, and 0 or 1) that the boot configuration trusts with full ATS.
+    pub trusted: Vec<(usize, usize)>,
 }
 
 impl Shape {
     /// `n` SMMUs of one kind.
     pub fn of(n: usize, config: SmmuConfig) -> Self {
-        Self { smmus: vec![config; n], pa_bits: 44, relax_ns: 2_000 }
+        Self::mixed(&vec![config; n])
+    }
+
+    /// These SMMUs.
+    pub fn mixed(smmus: &[SmmuConfig]) -> Self {
+        Self { smmus: smmus.to_vec(), pa_bits: 44, relax_ns: 2_000, trusted: Vec::new() }
+    }
+
+    /// The same, with a device that is trusted with full ATS.
+    pub fn trusting(mut self, smmu: usize, device: usize) -> Self {
+        self.trusted.push((smmu, device));
+        self
     }
 }
 
@@ -61,6 +78,9 @@ pub struct Bench {
     pub hypervisor: Box<Hypervisor<ModelPlatform>>,
     /// Two devices behind each SMMU: one for writes at once, one with delayed transfers.
     pub devices: Vec<[Behind; 2]>,
+    /// Devices that are trusted with full ATS.
+    pub trusted: Vec<(usize, usize)>,
+    pub(crate) record: Mutex<Record>,
     pub(crate) pending: Mutex<Vec<(usize, host_shim::host::Transfer)>>,
     pub(crate) buffers: Mutex<HashMap<usize, u64>>,
 }
@@ -77,61 +97,60 @@ fn list<T: Copy, const N: usize>(items: impl IntoIterator<Item = T>) -> List<T, 
     list
 }
 
-/// The devices of the `n`-th SMMU: behind a root port each, on the buses `8 * n + 1` and `+ 2`.
+/// The devices of the `n`-th SMMU: behind a root port each, on the buses `8 * n + 1` and `+ 2`. The first device of the SMMUs after
+/// [`MAX_BUSES`] is another function of the first device of an earlier SMMU.
 fn devices_of(n: usize, config: &SmmuConfig) -> [Behind; 2] {
     [1u16, 2].map(|port| {
         let bar = BARS.start + n as u64 * 0x20_0000 + u64::from(port) * 0x10_0000;
-        if n >= MAX_BUSES {
+        if n >= MAX_BUSES && port == 2 {
             return Behind { stream: u32::from(port), rid: 0, bar };
         }
-        let rid = (8 * n as u16 + port) << 8;
+        let rid = (8 * (n % MAX_BUSES) as u16 + port) << 8 | (n / MAX_BUSES) as u16;
         let stream = if config.sid_size() >= 16 { u32::from(rid) } else { u32::from(port) };
         Behind { stream, rid, bar }
     })
 }
 
-fn add_functions(machine: &mut Machine, n: usize, devices: &[Behind; 2]) {
-    if n >= MAX_BUSES {
-        return;
-    }
-    let root = 8 * n as u64;
+fn add_functions(machine: &mut Machine, n: usize, devices: &[Behind; 2], several: bool) {
+    let root = 8 * (n % MAX_BUSES) as u64;
     let page = |rid: u64| ECAM.start + (rid << 12);
-    for (device, port) in devices.iter().zip(1u64..) {
+    for (device, port) in devices.iter().zip(1u64..).filter(|(device, _)| device.rid != 0) {
         let bus = (root + port) as u8;
         machine.functions.insert(page(root << 8 | port << 3), pci::Function::bridge(root as u8, bus, bus));
         let kind = if port == 1 { (0x1b36, 0x0005) } else { (0x1234, 0x11e8) };
         let function = pci::Function::device(kind.0, kind.1, &[(device.bar as u32, 0x10_0000)]);
+        let function = if several { function.one_of_several() } else { function };
         machine.functions.insert(page(u64::from(device.rid)), function);
     }
 }
 
 fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
     let phandle = |n: usize| 0x100 + n as u32;
-    let pcie = devices.iter().enumerate().take(MAX_BUSES).map(|(n, devices)| PcieNode {
-        ecam: range(ECAM.start + n as u64 * (8 << 20), 8 << 20),
-        first_bus: 8 * n as u8,
-        last_bus: 8 * n as u8 + 7,
-        domain: n as u32,
-        windows: list([PcieWindow {
-            cpu: range(BARS.start + n as u64 * 0x20_0000, 0x40_0000),
-            bus_address: BARS.start + n as u64 * 0x20_0000,
-            io: false,
-        }]),
-        // The last entry is for Requester IDs without a function: a root bus with one that is not mapped is not the host's.
-        iommu_map: list(
-            devices
-                .iter()
-                .map(|device| (u32::from(device.rid), device.stream, 1))
-                .chain([(0x800 * n as u32, 0x8000_0000, 0x800)])
-                .map(|(rid_base, stream_base, length)| IommuMap {
-                    rid_base,
-                    phandle: phandle(n),
-                    stream_base,
-                    length,
-                }),
-        ),
-        iommu_map_mask: 0xffff,
-    });
+    let pcie =
+        (0..devices.len().min(MAX_BUSES)).map(|root| {
+            let smmus = || (root..devices.len()).step_by(MAX_BUSES);
+            let maps = smmus().flat_map(|n| {
+                let functions = devices[n].iter().filter(|device| device.rid != 0);
+                functions.map(move |device| (u32::from(device.rid), device.stream, 1, phandle(n)))
+            });
+            // The last entry is for Requester IDs without a function: a root bus with one that is not mapped is not the host's.
+            let rest = (0x800 * root as u32, 0x8000_0000, 0x800, phandle(root));
+            PcieNode {
+                ecam: range(ECAM.start + root as u64 * (8 << 20), 8 << 20),
+                first_bus: 8 * root as u8,
+                last_bus: 8 * root as u8 + 7,
+                domain: root as u32,
+                windows: list(smmus().map(|n| PcieWindow {
+                    cpu: range(BARS.start + n as u64 * 0x20_0000, 0x40_0000),
+                    bus_address: BARS.start + n as u64 * 0x20_0000,
+                    io: false,
+                })),
+                iommu_map: list(maps.chain([rest]).map(|(rid_base, stream_base, length, phandle)| {
+                    IommuMap { rid_base, phandle, stream_base, length }
+                })),
+                iommu_map_mask: 0xffff,
+            }
+        });
     hyp::devicetree::Machine {
         memory: list([range(RAM_BASE, RAM_BYTES)]),
         reserved: List::new(),
@@ -140,9 +159,15 @@ fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
         redistributors: list([range(GICR.start, GICR.size())]),
         its: list([range(ITS.start, ITS.size())]),
         doorbells: list([PhysAddr(ITS.start + 0x1_0000)]),
+        ats_trusted: list(shape.trusted.iter().map(|&(smmu, device)| TrustedStreamsNode {
+            phandle: phandle(smmu),
+            first: devices[smmu][device].stream,
+            count: 1,
+        })),
         smmus: list((0..shape.smmus.len()).map(|n| SmmuNode {
             registers: range(crate::model::SMMU_BASE + SMMU_BYTES * n as u64, SMMU_BYTES),
             phandle: phandle(n),
+            part: None,
         })),
         fw_cfg: list([range(FW_CFG.start, FW_CFG.size())]),
         virtio_mmio: List::new(),
@@ -169,7 +194,7 @@ impl Bench {
         let mut machine = Machine::new(RAM_BYTES, &shape.smmus, &streams);
         machine.relax_ns = shape.relax_ns;
         for (n, pair) in devices.iter().enumerate() {
-            add_functions(&mut machine, n, pair);
+            add_functions(&mut machine, n, pair, devices.len() > MAX_BUSES);
         }
         // GICR_TYPER of four Redistributors: the last one says so (IHI 0069, 12.11.35).
         for cpu in 0..4u64 {
@@ -200,7 +225,14 @@ impl Bench {
                 Err(text) => machine.violations.record(format!("VTCR_EL2 {vtcr:#x}: {text}")),
             }
         }
-        Ok(Self { hypervisor, devices, pending: Mutex::default(), buffers: Mutex::default() })
+        Ok(Self {
+            hypervisor,
+            devices,
+            trusted: shape.trusted.clone(),
+            record: Mutex::default(),
+            pending: Mutex::default(),
+            buffers: Mutex::default(),
+        })
     }
 
     /// The machine.
@@ -208,19 +240,70 @@ impl Bench {
         self.hypervisor.platform().machine()
     }
 
-    /// A hypercall that answers a status.
-    pub fn call(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], Status> {
-        let [x0, x1, x2, x3, x4] = self.hypervisor.hypercall(function.id(), arguments).x;
+    /// A hypercall: `X0` to `X4`. What came of it is recorded.
+    pub fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
+        let needless =
+            |machine: &Machine| machine.smmus.iter().map(|smmu| smmu.needless.len()).collect::<Vec<_>>();
+        let before = needless(&self.machine());
+        let answer = self.hypervisor.hypercall(id, arguments).x;
+        let Some(function) = Function::from_id(id) else { return answer };
+        let [smmu, stream, ..] = arguments;
+        let mut machine = self.machine();
+        match function {
+            // What the owner of a vSMMU sends for nothing is its own business.
+            Function::VsmmuInvalidate => {
+                machine
+                    .smmus
+                    .iter_mut()
+                    .zip(before)
+                    .for_each(|(smmu, length)| smmu.needless.truncate(length));
+            }
+            // 3.9.1: the model knows of no ATC that is filled before ATS is first on, but an owner before this one may have.
+            Function::StreamAttach => {
+                let decoded = machine.decoded_in_memory(smmu as usize, stream as u32);
+                if decoded.is_some_and(|decoded| decoded.eats != Eats::Off)
+                    && let Some(smmu) = machine.smmus.get_mut(smmu as usize)
+                {
+                    let off = format!("ATS of stream {stream:#x} was off");
+                    smmu.needless.retain(|text| !text.ends_with(&off));
+                }
+            }
+            _ => {}
+        }
+        drop(machine);
+        let ask =
+            |function: Function, arguments: [u64; 4]| self.hypervisor.hypercall(function.id(), arguments).x;
+        self.record_mut().update(function, arguments, answer, ask);
+        answer
+    }
+
+    /// A hypercall that answers a status; with an error comes what it has in `X1`.
+    pub fn call_detail(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], (Status, u64)> {
+        let [x0, x1, x2, x3, x4] = self.call_raw(function.id(), arguments);
         match Status::from_register(x0) {
             Some(Status::Success) => Ok([x1, x2, x3, x4]),
-            Some(status) => Err(status),
+            Some(status) => Err((status, x1)),
             None => {
                 self.machine()
                     .violations
                     .record(format!("{function:?} answered the undefined status {x0:#x}"));
-                Err(Status::Invalid)
+                Err((Status::Invalid, 0))
             }
         }
+    }
+
+    /// A hypercall that answers a status.
+    pub fn call(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], Status> {
+        self.call_detail(function, arguments).map_err(|(status, _)| status)
+    }
+
+    /// What the calls so far have made.
+    pub fn record(&self) -> Record {
+        self.record_mut().clone()
+    }
+
+    fn record_mut(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A range call, repeated until all of the range is done; the error of the first step that is refused.

@@ -65,7 +65,7 @@ impl Bench {
 
 impl Host for Bench {
     fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
-        self.hypervisor.hypercall(id, arguments).x
+        Bench::call_raw(self, id, arguments)
     }
 
     fn smmus(&self) -> usize {
@@ -76,14 +76,14 @@ impl Host for Bench {
         self.behind(smmu, device).map(|behind| behind.stream)
     }
 
-    fn dma_write(&self, smmu: usize, address: u64) -> Dma {
+    fn dma_write_at(&self, smmu: usize, address: u64, expected: u64) -> Dma {
         let Some(behind) = self.behind(smmu, Device::Immediate) else { return Dma::Unreachable };
         if self.access(behind.bar, 4, None).is_err() {
             return Dma::Unreachable;
         }
         match self.machine().dma_write_u32(smmu, behind.stream, address, DMA_VALUE) {
             Reached::Aborted => Dma::Faulted,
-            Reached::Reached(target) if target == address => Dma::Landed,
+            Reached::Reached(target) if target == expected => Dma::Landed,
             Reached::Reached(_) => Dma::Elsewhere,
         }
     }

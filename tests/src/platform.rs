@@ -49,6 +49,18 @@ impl Memory for ModelPlatform {
 }
 
 impl Platform for ModelPlatform {
+    fn cpu(&self) -> u16 {
+        crate::threads::number()
+    }
+
+    fn cpus(&self) -> u16 {
+        crate::threads::MOST
+    }
+
+    fn read_host_u64(&self, address: PhysAddr) -> u64 {
+        self.machine().read_u64(address.0)
+    }
+
     fn wipe(&self, range: PhysRange) {
         self.machine().wipe(span(range));
     }

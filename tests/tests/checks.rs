@@ -37,5 +37,5 @@ fn three_smmus_as_in_qemu() {
 fn smmus_that_qemu_does_not_have() {
     let qemu = SmmuConfig::qemu();
     let smmus = vec![qemu.without_ril().bbml(0), qemu.queues(3, 4).slow(1_000)];
-    run("others", &Shape { smmus, pa_bits: 44, relax_ns: 2_000 });
+    run("others", &Shape::mixed(&smmus));
 }

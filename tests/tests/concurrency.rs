@@ -36,6 +36,6 @@ fn four_cpus_change_ownership_and_attachments_while_devices_write() {
                 });
             }
         });
-        oracle::check(&bench).unwrap();
+        oracle::check_state(&bench).unwrap();
     }
 }

@@ -88,7 +88,7 @@ fn dead(bench: &Bench) -> u64 {
 
 /// After a failure: everything is as it was but for pages of the range that nobody owns; what is done next works.
 fn afterwards(r: &Ready, name: &str, before: &Owners, range: (u64, u64)) {
-    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
+    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
     let after = Owners::read(&r.bench).unwrap();
     let mut quarantined = 0;
     for page in (SCRATCH..SCRATCH + 8 * BLOCK).step_by(4096) {
@@ -110,7 +110,7 @@ fn afterwards(r: &Ready, name: &str, before: &Owners, range: (u64, u64)) {
     r.bench
         .whole(Function::MemReclaim, page, r.bench.unit(), r.guest)
         .unwrap_or_else(|s| panic!("{name}: next: {s:?}"));
-    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: next: {text}"));
+    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: next: {text}"));
 }
 
 fn inject_everywhere(config: SmmuConfig, fault: Fault) {
@@ -128,7 +128,7 @@ fn inject_everywhere(config: SmmuConfig, fault: Fault) {
                 assert!(r.bench.machine().smmus[smmu].faults.is_empty(), "{name}: the fault was not met");
                 if matches!(fault, Fault::Abort) && result.is_ok() {
                     // The read of a command may be tried again; then nothing was lost.
-                    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
+                    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
                     continue;
                 }
                 assert_eq!(result, Err(Status::Hardware), "{name}");
@@ -138,7 +138,7 @@ fn inject_everywhere(config: SmmuConfig, fault: Fault) {
                 }
                 let range = operation.2(&r);
                 if range.1 == 0 {
-                    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
+                    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
                 } else {
                     afterwards(&r, &name, &before, range);
                 }
@@ -234,7 +234,7 @@ fn every_allocation_can_fail() {
                     let result = operation.1(&r);
                     let met = r.bench.machine().allocations > base + at;
                     r.bench.machine().failing_allocation = None;
-                    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: {result:?}: {text}"));
+                    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: {result:?}: {text}"));
                     if !met {
                         assert_eq!(result, Ok(()), "{name}");
                         break;
@@ -254,7 +254,7 @@ fn every_allocation_can_fail() {
                     if operation.0 != "attach" {
                         assert_eq!(operation.1(&r), Ok(()), "{name}: again");
                     }
-                    oracle::check(&r.bench).unwrap_or_else(|text| panic!("{name}: again: {text}"));
+                    oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: again: {text}"));
                 }
             }
         }

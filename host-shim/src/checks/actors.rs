@@ -1,13 +1,15 @@
 //! Three actors: the host's device, a guest's device, another guest's device. A page is one's, never another's.
 
+use super::errands::{delayed_devices, expect, mark, read_in, write_in};
 use super::support::{
-    Errands, HOST, MAX_SMMUS, all_zero, attach_all, block, cpu_refused, cpu_store, delayed_devices,
-    detach_all, dma_everywhere, drain, fill, good, load_buffers, stream, unit, unload_buffers,
+    HOST, MAX_SMMUS, all_zero, attach_all, block, cpu_refused, cpu_store, detach_all, dma_everywhere, drain,
+    fill, good, unit,
 };
+use super::tags::vmids_of;
 use super::{Check, Outcome, Stop};
 use crate::call::Calls;
-use crate::host::{Device, Dma, Host, Transfer};
-use crate::{fail, text};
+use crate::host::{Device, Dma, Host};
+use crate::text;
 use abi::{DomainHandle, GuestHandle};
 
 pub(super) fn checks<H: Host>() -> [Check<H>; 3] {
@@ -30,48 +32,18 @@ pub(super) fn checks<H: Host>() -> [Check<H>; 3] {
     ]
 }
 
-/// A value that no other use of a device's buffer has.
-fn mark(phase: u64, smmu: usize) -> u64 {
-    0x6d61_726b_0000_0000 + (phase << 16) + smmu as u64 + 1
-}
-
-/// Where the delayed device behind an SMMU writes in a page.
-fn slot(page: u64, smmu: usize) -> u64 {
-    page + smmu as u64 * 64
-}
-
 fn has_delayed<H: Host>(host: &H) -> impl Iterator<Item = usize> {
     (0..host.smmus()).filter(|&smmu| host.stream(smmu, Device::Delayed).is_some())
 }
 
 /// Every delayed device, as a guest's, writes a mark into its slot of the page.
 fn write_as<H: Host>(host: &H, guest: GuestHandle, page: u64, phase: u64) -> Result<(), Stop> {
-    load_buffers(host, |smmu| mark(phase, smmu))?;
-    Errands::each(host, |smmu| Some((DomainHandle::Guest(guest), Transfer::ToMemory(slot(page, smmu)))))
-        .run(host)
+    write_in(host, DomainHandle::Guest(guest), page, phase)
 }
 
 /// Every delayed device, as a guest's, reads its slot of the page.
 fn read_as<H: Host>(host: &H, guest: GuestHandle, page: u64) -> Result<[u64; MAX_SMMUS], Stop> {
-    // What a refused read leaves in the buffer must not be mistaken for what is in the page.
-    load_buffers(host, |_| 0)?;
-    Errands::each(host, |smmu| Some((DomainHandle::Guest(guest), Transfer::FromMemory(slot(page, smmu)))))
-        .run(host)?;
-    unload_buffers(host)
-}
-
-fn expect<H: Host>(
-    host: &H,
-    seen: [u64; MAX_SMMUS],
-    expected: impl Fn(usize) -> u64,
-    what: &str,
-) -> Result<(), Stop> {
-    for (smmu, seen) in seen.into_iter().enumerate().take(host.smmus()) {
-        if host.stream(smmu, Device::Delayed).is_some() && seen != expected(smmu) {
-            fail!("{what}, behind SMMU {smmu}: {seen:#x}, not {:#x}", expected(smmu));
-        }
-    }
-    Ok(())
+    read_in(host, DomainHandle::Guest(guest), page)
 }
 
 /// The page is `owner`'s: its devices write and read it on every SMMU; `other`'s and the host's do neither, nor does the CPU.
@@ -159,7 +131,7 @@ fn tags_again<H: Host>(host: &H) -> Outcome {
     let mut same = 0;
     for _ in 0..2 {
         let old = good("GUEST_CREATE", host.create_guest())?;
-        let before = tags_of(host, old)?;
+        let before = vmids_of(host, DomainHandle::Guest(old))?;
         good("MEM_DONATE", host.donate(page, unit, old))?;
         write_as(host, old, page, 1)?;
         good("MEM_RECLAIM", host.reclaim(page, unit, old))?;
@@ -167,7 +139,7 @@ fn tags_again<H: Host>(host: &H) -> Outcome {
         good("MEM_DONATE", host.donate(page, unit, keeper))?;
         write_as(host, keeper, page, 2)?;
         let new = good("GUEST_CREATE", host.create_guest())?;
-        let now = tags_of(host, new)?;
+        let now = vmids_of(host, DomainHandle::Guest(new))?;
         same += has_delayed(host).filter(|&smmu| before.get(smmu) == now.get(smmu)).count();
         expect(host, read_as(host, new, page)?, |_| 0, "the new guest's device reads")?;
         write_as(host, new, page, 3)?;
@@ -178,19 +150,4 @@ fn tags_again<H: Host>(host: &H) -> Outcome {
     good("GUEST_DESTROY", host.destroy_guest(keeper))?;
     drain(host)?;
     Ok(text!("refused; {same} VMIDs were used again"))
-}
-
-/// The VMID that a guest's domain gets on each SMMU.
-fn tags_of<H: Host>(host: &H, guest: GuestHandle) -> Result<[u64; MAX_SMMUS], Stop> {
-    let mut tags = [0; MAX_SMMUS];
-    for (smmu, tag) in tags.iter_mut().enumerate().take(host.smmus()) {
-        let id = stream(host, smmu, Device::Immediate)?;
-        good("STREAM_ATTACH", host.attach(smmu, id, DomainHandle::Guest(guest)))?;
-        *tag = good("STREAM_QUERY", host.attachment(smmu, id))?.map_or(0, |attachment| attachment.vmid);
-        good("STREAM_DETACH", host.detach(smmu, id))?;
-        if *tag == 0 {
-            fail!("no VMID of an attached stream behind SMMU {smmu}");
-        }
-    }
-    Ok(tags)
 }

@@ -1,6 +1,7 @@
 //! All CPUs donate, reclaim, share, attach and detach at once while devices do DMA.
 
-use super::support::{BLOCK, HOST, block, delayed_devices, drain, good, holds_dma_value, stream, unit};
+use super::errands::delayed_devices;
+use super::support::{BLOCK, HOST, block, drain, good, holds_dma_value, stream, unit};
 use super::{Check, Outcome, Stop};
 use crate::call::Calls;
 use crate::host::{Device, Dma, Host};

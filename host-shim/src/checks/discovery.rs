@@ -6,8 +6,9 @@ use crate::call::Calls;
 use crate::host::{Device, Host};
 use crate::{fail, text};
 use abi::{GuestHandle, MAX_STEP_BYTES, Statistic, UID, VERSION};
+use smmuv3::features::Features;
 
-pub(super) fn checks<H: Host>() -> [Check<H>; 3] {
+pub(super) fn checks<H: Host>() -> [Check<H>; 4] {
     [
         Check {
             name: "discovery",
@@ -20,11 +21,36 @@ pub(super) fn checks<H: Host>() -> [Check<H>; 3] {
             run: smmus,
         },
         Check {
+            name: "features of SMMUs",
+            expected: "stage 1 and what goes with it where the SMMU can nest; stage 2, EL2, HTTU, PRI, MSIs and stalls are hidden",
+            run: features,
+        },
+        Check {
             name: "statistics",
             expected: "every counter can be read; none says that hardware failed",
             run: statistics,
         },
     ]
+}
+
+fn features<H: Host>(host: &H) -> Outcome {
+    let mut nesting = 0;
+    for smmu in 0..host.smmus() {
+        let ids = good("SMMU_FEATURES", host.smmu_features(smmu))?;
+        let features = Features::probe(&ids);
+        let hidden = features.stage2
+            || features.el2
+            || features.access_flag_updates
+            || features.pri
+            || features.msi
+            || features.configurable_stalls
+            || features.forced_stalls;
+        if hidden || !features.coherent || features.granules.smallest().is_none() {
+            fail!("SMMU {smmu} shows {ids:x?}");
+        }
+        nesting += u32::from(features.stage1);
+    }
+    Ok(text!("{nesting} of {} SMMUs have stage 1 for the host", host.smmus()))
 }
 
 fn identity<H: Host>(host: &H) -> Outcome {

@@ -1,8 +1,8 @@
 //! No device reaches the hypervisor, an SMMU or any other device; nor do the host's CPUs reach what is the hypervisor's.
 
+use super::errands::{Errands, delayed_devices, load_buffers, unload_buffers};
 use super::support::{
-    Errands, HOST, attach_all, block, cpu_reaches, cpu_refused, delayed_devices, detach_all, dma, drain,
-    event_of_write, good, load_buffers, stream, unload_buffers,
+    HOST, attach_all, block, cpu_reaches, cpu_refused, detach_all, dma, drain, event_of_write, good, stream,
 };
 use super::{Check, Outcome, Stop};
 use crate::call::Calls;

@@ -10,14 +10,22 @@ mod arguments;
 mod concurrency;
 mod discovery;
 mod disk;
+mod domains;
 mod donation;
+mod errands;
 mod forbidden;
 mod guests;
+mod nested;
+mod objects;
 mod pool;
 mod renumbering;
 mod sharing;
+mod snapshot;
+mod stage1;
 mod streams;
 pub mod support;
+mod tags;
+mod teardown;
 
 use crate::host::Host;
 use crate::text::Text;
@@ -83,6 +91,11 @@ pub fn all<H: Host>() -> impl Iterator<Item = Check<H>> {
         .chain(donation::checks())
         .chain(sharing::checks())
         .chain(actors::checks())
+        .chain(domains::checks())
+        .chain(stage1::checks())
+        .chain(nested::checks())
+        .chain(tags::checks())
+        .chain(teardown::checks())
         .chain(forbidden::checks())
         .chain(renumbering::checks())
         .chain(guests::checks())

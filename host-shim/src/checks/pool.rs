@@ -1,8 +1,9 @@
 //! Pages that the host gives to the hypervisor's pool are the hypervisor's until they come back.
 
+use super::snapshot::Snapshot;
 use super::support::{
-    BLOCK, HOST, Snapshot, all_zero, attach_all, block, cpu_reaches, cpu_refused, detach_all, dma_everywhere,
-    drain, fill, give_all_back, good, owned, refused, unit,
+    BLOCK, HOST, all_zero, attach_all, block, cpu_reaches, cpu_refused, detach_all, dma_everywhere, drain,
+    fill, give_all_back, good, owned, refused, unit,
 };
 use super::{Check, Outcome, Stop};
 use crate::call::{Calls, Ownership, Refused};

@@ -1,6 +1,7 @@
 //! A guest's device keeps its StreamID: the host cannot renumber the buses above it.
 
-use super::support::{Errands, all_zero, block, delayed_devices, drain, good, load_buffers, unit};
+use super::errands::{Errands, delayed_devices, load_buffers};
+use super::support::{all_zero, block, drain, good, unit};
 use super::{Check, Outcome, Stop};
 use crate::call::Calls;
 use crate::host::{Abort, Device, Host, Transfer};

@@ -1,8 +1,9 @@
 //! Memory that the host shares stays the host's; a guest's devices reach it while it is shared, and no longer.
 
+use super::errands::{Errands, delayed_devices, load_buffers};
 use super::support::{
-    BLOCK, Errands, HOST, attach_all, block, cpu_reaches, cpu_store, cpu_value, delayed_devices, detach_all,
-    dma_everywhere, drain, good, load_buffers, owned, unit,
+    BLOCK, HOST, attach_all, block, cpu_reaches, cpu_store, cpu_value, detach_all, dma_everywhere, drain,
+    good, owned, unit,
 };
 use super::{Check, Outcome};
 use crate::call::{Calls, Ownership};

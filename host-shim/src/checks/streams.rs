@@ -1,8 +1,9 @@
 //! A stream reaches memory while it is attached, and at no other time.
 
+use super::errands::load_buffers;
 use super::support::{
     BLOCK, HOST, attach_all, block, cpu_store, cpu_value, detach_all, dma, dma_everywhere, drain,
-    event_of_write, good, holds_dma_value, load_buffers, stream, unit,
+    event_of_write, good, holds_dma_value, stream, unit,
 };
 use super::{Check, Outcome};
 use crate::call::{Calls, Event};
@@ -129,7 +130,7 @@ fn everywhere<H: Host>(host: &H) -> Outcome {
 }
 
 fn delayed<H: Host>(host: &H) -> Outcome {
-    let count = super::support::delayed_devices(host)?;
+    let count = super::errands::delayed_devices(host)?;
     load_buffers(host, |smmu| 0x1111_0000 + smmu as u64)?;
     drain(host)?;
     let target = block(host, 1);

@@ -1,10 +1,11 @@
-//! What the checks share: probes that say what they saw, errands of delayed devices, snapshots of the state.
+//! What the checks share: probes that say what they saw, and putting everything back.
 
 use super::Stop;
-use crate::call::{Attachment, Calls, Event, Ownership, PoolState, Refused};
-use crate::host::{Abort, DMA_VALUE, Device, Dma, Host, SCRATCH_BYTES, Transfer};
+use crate::call::{Calls, Event, Ownership, Refused};
+use crate::host::{Abort, DMA_VALUE, Device, Dma, Host, SCRATCH_BYTES};
+use crate::stage1::{DomainId, Error, Idle, Stage1, StreamOptions};
 use crate::{fail, text};
-use abi::{DomainHandle, GuestHandle, Recipient, Statistic, Status};
+use abi::{DomainHandle, GuestHandle, Recipient, Status};
 
 /// 2 MiB.
 pub const BLOCK: u64 = 2 << 20;
@@ -44,6 +45,63 @@ pub fn refused<T>(what: &str, result: Result<T, Refused>, status: Status) -> Res
     }
 }
 
+/// The result of an operation of the host's stage 1 that must succeed.
+pub fn done<T>(what: &str, result: Result<T, Error>) -> Result<T, Stop> {
+    result.map_err(|error| Stop::Failed(text!("{what}: {error}")))
+}
+
+/// The host's stage 1, in a block of its own. What a check that fails leaves of it ends with the value.
+pub fn start_stage1<H: Host>(host: &H) -> Result<Stage1<'_, H>, Stop> {
+    match Stage1::start(host, block(host, 6), BLOCK) {
+        Err(error @ (Error::NoNesting { .. } | Error::NoFormat)) => {
+            Err(Stop::NotApplicable(text!("{error}")))
+        }
+        started => done("start of stage 1", started),
+    }
+}
+
+/// Gives the immediate device behind every SMMU to the host's stage 1.
+pub fn add_all<H: Host>(host: &H, stage1: &mut Stage1<'_, H>) -> Result<(), Stop> {
+    for smmu in 0..host.smmus() {
+        let id = stream(host, smmu, Device::Immediate)?;
+        done("adding a stream", stage1.add_stream(smmu, id, StreamOptions::default()))?;
+    }
+    Ok(())
+}
+
+/// Attaches the immediate device behind every SMMU to a stage-1 domain.
+pub fn attach_stage1<H: Host>(host: &H, stage1: &mut Stage1<'_, H>, domain: DomainId) -> Result<(), Stop> {
+    for smmu in 0..host.smmus() {
+        let id = stream(host, smmu, Device::Immediate)?;
+        done("attach to a stage-1 domain", stage1.attach(smmu, id, 0, domain))?;
+    }
+    Ok(())
+}
+
+/// Detaches the immediate device behind every SMMU from its stage-1 domain: it aborts.
+pub fn detach_stage1<H: Host>(host: &H, stage1: &mut Stage1<'_, H>) -> Result<(), Stop> {
+    for smmu in 0..host.smmus() {
+        let id = stream(host, smmu, Device::Immediate)?;
+        done("detach from a stage-1 domain", stage1.detach(smmu, id, 0, Idle::Aborts))?;
+    }
+    Ok(())
+}
+
+/// Ends the host's stage 1 with the streams of [`add_all`], none of which is attached.
+pub fn stop_stage1<H: Host>(host: &H, mut stage1: Stage1<'_, H>, domains: &[DomainId]) -> Result<(), Stop> {
+    for smmu in 0..host.smmus() {
+        let id = stream(host, smmu, Device::Immediate)?;
+        done("removing a stream", stage1.remove_stream(smmu, id))?;
+    }
+    for domain in domains {
+        done("end of a stage-1 domain", stage1.destroy(*domain))?;
+    }
+    if stage1.asids_in_use() != 0 {
+        fail!("{} ASIDs in use without a domain", stage1.asids_in_use());
+    }
+    done("end of stage 1", stage1.stop())
+}
+
 /// The StreamID of a device that must be there.
 pub fn stream<H: Host>(host: &H, smmu: usize, device: Device) -> Result<u32, Stop> {
     host.stream(smmu, device)
@@ -68,14 +126,39 @@ pub fn detach_all<H: Host>(host: &H) -> Result<(), Stop> {
 
 /// The immediate device behind one SMMU must reach, or must not reach, an address.
 pub fn dma<H: Host>(host: &H, smmu: usize, address: u64, expected: Dma, when: &str) -> Result<(), Stop> {
-    match host.dma_write(smmu, address) {
+    dma_at(host, smmu, address, address, expected, when)
+}
+
+/// The immediate device behind one SMMU must reach, or must not reach, a physical address through an I/O address.
+pub fn dma_at<H: Host>(
+    host: &H,
+    smmu: usize,
+    address: u64,
+    physical: u64,
+    expected: Dma,
+    when: &str,
+) -> Result<(), Stop> {
+    match host.dma_write_at(smmu, address, physical) {
         seen if seen == expected => Ok(()),
         seen => {
             let event =
                 host.event().ok().flatten().map_or(text!("no event"), |event| text!("next event: {event}"));
-            fail!("DMA behind SMMU {smmu} to {address:#x} {when}: {seen:?}, not {expected:?} ({event})")
+            fail!(
+                "DMA behind SMMU {smmu} through {address:#x} to {physical:#x} {when}: {seen:?}, not {expected:?} ({event})"
+            )
         }
     }
+}
+
+/// The immediate device behind every SMMU must reach, or must not reach, a physical address through an I/O address.
+pub fn dma_at_everywhere<H: Host>(
+    host: &H,
+    address: u64,
+    physical: u64,
+    expected: Dma,
+    when: &str,
+) -> Result<(), Stop> {
+    (0..host.smmus()).try_for_each(|smmu| dma_at(host, smmu, address, physical, expected, when))
 }
 
 /// The immediate device behind every SMMU must reach, or must not reach, an address.
@@ -170,196 +253,15 @@ pub fn owned<H: Host>(host: &H, page: u64, expected: Ownership) -> Result<(), St
     Ok(())
 }
 
-/// A transfer of the delayed device behind an SMMU, that happens while the device is in a domain.
-#[derive(Clone, Copy, Debug)]
-pub struct Errand {
-    /// Index of the SMMU.
-    pub smmu: usize,
-    /// The domain the device is in when the transfer happens.
-    pub domain: DomainHandle,
-    /// The transfer.
-    pub transfer: Transfer,
-}
-
-/// Sends delayed devices, at most one errand each, on their errands all at once. Each device is unattached before and after.
-///
-/// If a transfer may have happened outside the time that its device was attached, all of it is done again: an errand must
-/// not mind that. An event that the host is shown says so, too: of a stream that a guest has it is shown none, and errands
-/// for the host go to memory of the host's.
-pub fn run_errands<H: Host>(host: &H, errands: &[Errand]) -> Result<(), Stop> {
-    for _ in 0..20 {
-        drain(host)?;
-        for errand in errands {
-            if host.start(errand.smmu, errand.transfer).is_err() {
-                fail!("the delayed device behind SMMU {} cannot be reached", errand.smmu);
-            }
-        }
-        for errand in errands {
-            let stream = stream(host, errand.smmu, Device::Delayed)?;
-            good("STREAM_ATTACH", host.attach(errand.smmu, stream, errand.domain))?;
-        }
-        let mut in_time = host.certainly_ahead();
-        host.settle();
-        for errand in errands {
-            let stream = stream(host, errand.smmu, Device::Delayed)?;
-            good("STREAM_DETACH", host.detach(errand.smmu, stream))?;
-        }
-        while errands.iter().any(|errand| host.under_way(errand.smmu)) {
-            in_time = false;
-            host.settle();
-        }
-        if drain(host)? == 0 && in_time {
-            return Ok(());
-        }
-    }
-    fail!(
-        "20 times a transfer missed the time its device was attached, or an event of a guest's was shown to the host"
-    )
-}
-
-/// At most one errand for each SMMU.
-pub struct Errands {
-    list: [Option<Errand>; MAX_SMMUS],
-}
-
-impl Errands {
-    /// The errand that `make` gives for each SMMU that has a delayed device.
-    pub fn each<H: Host>(host: &H, mut make: impl FnMut(usize) -> Option<(DomainHandle, Transfer)>) -> Self {
-        let mut list = [None; MAX_SMMUS];
-        for (smmu, place) in list.iter_mut().enumerate().take(host.smmus()) {
-            if host.stream(smmu, Device::Delayed).is_some() {
-                *place = make(smmu).map(|(domain, transfer)| Errand { smmu, domain, transfer });
-            }
-        }
-        Self { list }
-    }
-
-    /// Runs them all at once.
-    pub fn run<H: Host>(&self, host: &H) -> Result<(), Stop> {
-        let mut packed = [Errand { smmu: 0, domain: HOST, transfer: Transfer::FromMemory(0) }; MAX_SMMUS];
-        let mut count = 0;
-        for (place, errand) in packed.iter_mut().zip(self.list.iter().flatten()) {
-            *place = *errand;
-            count += 1;
-        }
-        run_errands(host, packed.get(..count).unwrap_or(&[]))
-    }
-}
-
-/// How many SMMUs have a delayed device; the check does not apply when there is none.
-pub fn delayed_devices<H: Host>(host: &H) -> Result<usize, Stop> {
-    match (0..host.smmus()).filter(|&smmu| host.stream(smmu, Device::Delayed).is_some()).count() {
-        0 => Err(Stop::NotApplicable(text!("no SMMU has a delayed device behind it"))),
-        count => Ok(count),
-    }
-}
-
-/// Puts a value of each SMMU's into the buffer of its delayed device, through memory of the host's.
-pub fn load_buffers<H: Host>(host: &H, value: impl Fn(usize) -> u64) -> Result<(), Stop> {
-    for smmu in 0..host.smmus() {
-        cpu_store(host, staging(host, smmu), value(smmu))?;
-    }
-    Errands::each(host, |smmu| Some((HOST, Transfer::FromMemory(staging(host, smmu))))).run(host)
-}
-
-/// What is in the buffers of the delayed devices, through memory of the host's.
-pub fn unload_buffers<H: Host>(host: &H) -> Result<[u64; MAX_SMMUS], Stop> {
-    const NOTHING_ARRIVED: u64 = 0x0bad_0bad_0bad_0bad;
-    for smmu in 0..host.smmus() {
-        cpu_store(host, staging(host, smmu), NOTHING_ARRIVED)?;
-    }
-    Errands::each(host, |smmu| Some((HOST, Transfer::ToMemory(staging(host, smmu))))).run(host)?;
-    let mut values = [0; MAX_SMMUS];
-    for (smmu, value) in values.iter_mut().enumerate().take(host.smmus()) {
-        if host.stream(smmu, Device::Delayed).is_none() {
-            continue;
-        }
-        *value = cpu_value(host, staging(host, smmu))?;
-        if *value == NOTHING_ARRIVED {
-            fail!("the delayed device behind SMMU {smmu} did not write its buffer to the host's memory");
-        }
-    }
-    Ok(values)
-}
-
-/// What the query calls answer about everything that a check touches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Snapshot {
-    pages: [Option<Ownership>; 48],
-    streams: [[Option<Attachment>; 3]; MAX_SMMUS],
-    vmids: [u16; MAX_SMMUS],
-    pool: PoolState,
-    quarantined: u64,
-    dead: u64,
-    table_pages: u64,
-}
-
-impl Snapshot {
-    /// Asks for everything. The pages are the first and the last two of each block, and the first pages of the first.
-    pub fn take<H: Host>(host: &H) -> Result<Self, Stop> {
-        let unit = unit(host)?;
-        let mut pages = [None; 48];
-        let edges = (0..8).flat_map(|index| {
-            let start = block(host, index);
-            [start, start + unit, start + BLOCK - 2 * unit, start + BLOCK - unit]
-        });
-        let first = (0..16).map(|index| block(host, 0) + index * unit);
-        for (place, page) in pages.iter_mut().zip(edges.chain(first)) {
-            *place = Some(good("MEM_QUERY", host.ownership(page))?);
-        }
-        let mut streams = [[None; 3]; MAX_SMMUS];
-        let mut vmids = [0; MAX_SMMUS];
-        for (smmu, (row, vmids)) in streams.iter_mut().zip(&mut vmids).enumerate().take(host.smmus()) {
-            *vmids = good("SMMU_DESCRIBE", host.describe_smmu(smmu))?.vmids_in_use;
-            for (place, device) in row.iter_mut().zip(Device::ALL) {
-                if let Some(stream) = host.stream(smmu, device) {
-                    *place = good("STREAM_QUERY", host.attachment(smmu, stream))?;
-                }
-            }
-        }
-        Ok(Self {
-            pages,
-            streams,
-            vmids,
-            pool: good("POOL_STATE", host.pool())?,
-            quarantined: good("STATISTICS", host.statistic(Statistic::QuarantinedPages))?,
-            dead: good("STATISTICS", host.statistic(Statistic::DeadSmmus))?,
-            table_pages: good("STATISTICS", host.statistic(Statistic::TablePages))?,
-        })
-    }
-
-    /// The state must be what it was.
-    pub fn unchanged<H: Host>(&self, host: &H, after: &str) -> Result<(), Stop> {
-        let now = Self::take(host)?;
-        if now == *self {
-            return Ok(());
-        }
-        for (index, (before, now)) in self.pages.iter().zip(&now.pages).enumerate() {
-            if before != now {
-                fail!("{after} changed page {index} of the snapshot from {before:?} to {now:?}");
-            }
-        }
-        if self.streams != now.streams {
-            fail!("{after} changed a stream's attachment");
-        }
-        if self.vmids != now.vmids {
-            fail!("{after} changed VMIDs in use from {:?} to {:?}", self.vmids, now.vmids);
-        }
-        fail!(
-            "{after} changed {:?} with {} table pages to {:?} with {}",
-            self.pool,
-            self.table_pages,
-            now.pool,
-            now.table_pages
-        )
-    }
-}
-
-/// Puts everything back after a check that failed half-way: streams detached, memory the host's, guests gone, events read.
+/// Puts everything back after a check that failed half-way: streams detached, guests gone with all they had, memory the host's, events
+/// read. The host's own vSMMUs and domains end with the values that the checks keep them in.
 ///
 /// It does what it can: a refusal is passed over, since the check has failed already.
 pub fn restore<H: Host>(host: &H) {
     host.settle();
+    for guest in (1..=u64::from(GuestHandle::MAX)).filter_map(GuestHandle::from_register) {
+        let _ = teardown(host, guest);
+    }
     for smmu in 0..host.smmus() {
         for stream in Device::ALL.into_iter().filter_map(|device| host.stream(smmu, device)) {
             if let Ok(Some(_)) = host.attachment(smmu, stream) {
@@ -372,14 +274,25 @@ pub fn restore<H: Host>(host: &H) {
         && features.unit >= 4096
     {
         for page in (host.scratch()..host.scratch() + SCRATCH_BYTES).step_by(features.unit as usize) {
-            restore_page(host, page, features.unit);
+            if host.ownership(page) == Ok(Ownership::shared(Recipient::Hypervisor)) {
+                let _ = host.unshare(page, features.unit, Recipient::Hypervisor);
+            }
         }
-    }
-    for guest in (1..=u64::from(GuestHandle::MAX)).filter_map(GuestHandle::from_register) {
-        let _ = host.destroy_guest(guest);
     }
     give_all_back(host);
     let _ = drain(host);
+}
+
+/// Takes a guest apart, whatever it has; how many steps that took.
+pub fn teardown<H: Host>(host: &H, guest: GuestHandle) -> Result<u32, Refused> {
+    /// More than the steps of any guest with memory of the checks.
+    const MOST: u32 = 1 << 16;
+    for steps in 1..=MOST {
+        if !host.teardown_step(guest)? {
+            return Ok(steps);
+        }
+    }
+    Err(Refused { code: Status::Success.to_register(), detail: MOST.into() })
 }
 
 /// Takes back what the pool has of the host's, as far as it is free.
@@ -387,20 +300,6 @@ pub fn give_all_back<H: Host>(host: &H) {
     const MOST: u32 = 8192;
     if let Ok(unit) = unit(host) {
         let _ = (0..MOST).take_while(|_| host.give_back(unit).is_ok()).count();
-    }
-}
-
-fn restore_page<H: Host>(host: &H, page: u64, unit: u64) {
-    let Ok(ownership) = host.ownership(page) else {
-        return;
-    };
-    if let Some(guest) = GuestHandle::from_register(ownership.owner) {
-        let _ = host.reclaim(page, unit, guest);
-    }
-    if ownership.shared == Ownership::HYPERVISOR {
-        let _ = host.unshare(page, unit, Recipient::Hypervisor);
-    } else if let Some(guest) = GuestHandle::from_register(ownership.shared) {
-        let _ = host.unshare(page, unit, Recipient::Guest(guest));
     }
 }
 

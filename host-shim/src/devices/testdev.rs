@@ -19,18 +19,18 @@ const EXPECTED_HIGH: u64 = 0x20;
 /// Non-secure physical address space, and that field valid.
 const NON_SECURE: u32 = 0xa;
 
-/// Writes [`DMA_VALUE`](crate::host::DMA_VALUE) at an I/O address, and looks for it at the physical address of the same number.
+/// Writes [`DMA_VALUE`](crate::host::DMA_VALUE) at an I/O address, and looks for it at the physical address `expected`.
 ///
 /// # Errors
 /// [`Abort`] if the registers at `bar` are out of reach.
-pub fn write(bus: &impl Bus, bar: u64, address: u64) -> Result<Dma, Abort> {
+pub fn write(bus: &impl Bus, bar: u64, address: u64, expected: u64) -> Result<Dma, Abort> {
     for (register, value) in [
         (IOVA_LOW, address as u32),
         (IOVA_HIGH, (address >> 32) as u32),
         (LENGTH, 4),
         (ATTRIBUTES, NON_SECURE),
-        (EXPECTED_LOW, address as u32),
-        (EXPECTED_HIGH, (address >> 32) as u32),
+        (EXPECTED_LOW, expected as u32),
+        (EXPECTED_HIGH, (expected >> 32) as u32),
         (ARM, 1),
     ] {
         bus.write_u32(bar + register, value)?;

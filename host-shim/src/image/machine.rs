@@ -271,15 +271,15 @@ impl Host for Machine {
         self.behind.get(smmu)?.get(device).map(|function| u32::from(function.requester))
     }
 
-    fn dma_write(&self, smmu: usize, address: u64) -> Dma {
+    fn dma_write_at(&self, smmu: usize, address: u64, expected: u64) -> Dma {
         let Some(bar) = self.bar(smmu, Device::Immediate) else {
             return Dma::Unreachable;
         };
         // An old value of the same kind must not be taken for the one that is written now.
-        if (self.scratch..self.scratch + SCRATCH_BYTES).contains(&address) {
-            let _ = Cpu.write_u32(address, 0);
+        if (self.scratch..self.scratch + SCRATCH_BYTES).contains(&expected) {
+            let _ = Cpu.write_u32(expected, 0);
         }
-        testdev::write(&Cpu, bar, address).unwrap_or(Dma::Unreachable)
+        testdev::write(&Cpu, bar, address, expected).unwrap_or(Dma::Unreachable)
     }
 
     fn start(&self, smmu: usize, transfer: Transfer) -> Result<(), Abort> {

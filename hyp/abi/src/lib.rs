@@ -20,13 +20,13 @@ mod status;
 mod table;
 
 pub use function::Function;
-pub use handle::{DomainHandle, GuestHandle, Recipient};
+pub use handle::{DomainHandle, GuestHandle, ObjectHandle, Principal, Recipient, VsmmuHandle};
 pub use statistic::Statistic;
-pub use status::Status;
+pub use status::{Reason, Status};
 pub use table::{Argument, Call, TABLE};
 
 /// Interface version: major in bits 31:16 (a change that breaks callers), minor in bits 15:0 (an addition).
-pub const VERSION: u32 = 1 << 16;
+pub const VERSION: u32 = 1 << 16 | 1;
 
 /// What `CALL_UID` answers (DEN 0028, 6.2), one 32-bit word in each of `W0` to `W3`.
 ///
@@ -44,3 +44,21 @@ pub mod features {
     /// The I/O page tables use block descriptors, split and joined in place (IDR3.BBML on every SMMU).
     pub const IO_BLOCKS: u64 = 1 << 1;
 }
+
+/// Bits of the flags of [`Function::StreamAttach`].
+pub mod attach {
+    /// The stream is attached, to a domain of the same principal, and changes over to this one.
+    pub const REPLACE: u64 = 1 << 0;
+    /// The device may ask for translations and keep them (ATS).
+    pub const ATS: u64 = 1 << 1;
+}
+
+/// Bits of the options of [`Function::DomainCreate`].
+pub mod domain_options {
+    /// The page table has blocks that are split and joined in place, though not every SMMU of the machine allows that: those that
+    /// do not (IDR3.BBML) are refused.
+    pub const BLOCKS: u64 = 1 << 0;
+}
+
+/// The most commands of one [`Function::VsmmuInvalidate`].
+pub const MAX_INVALIDATIONS: u64 = 64;

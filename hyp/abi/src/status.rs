@@ -39,10 +39,29 @@ documented! {
         UnknownSmmu = -7, "There is no SMMU with this index.";
         UnknownStream = -8, "The SMMU has no such StreamID, or no PCI function behind it has it.";
         Busy = -9, "The stream, guest or page is in use in a way that excludes the call; undo that first.";
-        NoSpace = -10, "A fixed table of EL2 is full (guests, VMIDs of an SMMU, held PCI functions).";
+        NoSpace = -10, "A fixed table of EL2 is full (guests, domains, vSMMUs, VMIDs of an SMMU, held PCI functions, mappings of one page).";
         Invalid = -11, "An argument that is not an address, a size or a handle has a value that is not defined.";
         Hardware = -12, "Hardware failed or did not answer in time; the old state is restored, or the pages are quarantined and counted in `STATISTICS`.";
         Empty = -13, "There is nothing to read (no event is waiting).";
+        UnknownDomain = -14, "No domain has this handle, or it is of a kind that the call is not for.";
+        UnknownVsmmu = -15, "No vSMMU has this handle.";
+        Incompatible = -16, "The SMMU cannot do what the domain needs: `X1` is the reason, of `abi::Reason`.";
+        Illegal = -17, "A command, or a word of a stream table entry, says what its owner may not say: `X1` is its index, from 0.";
+    }
+}
+
+documented! {
+    /// Why an SMMU cannot serve a domain, in `X1` of [`Status::Incompatible`].
+    Reason: u64 {
+        Granule = 1, "It has not the granule of the domain's page table (IDR5).";
+        InputSize = 2, "Its input addresses are narrower than those of the domain's page table (IDR5.OAS, IDR0.TTF).";
+        OutputSize = 3, "Its output addresses are narrower than those of the domain's page table (IDR5.OAS).";
+        Blocks = 4, "The domain's page table has blocks that are split in place, and it has not BBML 2 (IDR3).";
+        Coherency = 5, "Its table walks are not coherent with the CPUs (IDR0.COHACC).";
+        Format = 6, "It does not walk tables of this format or stage (IDR0).";
+        Nesting = 7, "It cannot translate with two stages at once (IDR0, errata).";
+        Ats = 8, "It has no ATS that leaves the device's requests to stage 2, and the boot configuration does not trust the stream.";
+        Vsmmu = 9, "The domain is nested on a vSMMU of another SMMU, or the stream is not one of that vSMMU's.";
     }
 }
 

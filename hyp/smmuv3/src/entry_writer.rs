@@ -1,10 +1,31 @@
-//! Changing a live stream table entry (IHI 0070, 3.21.3.1).
+//! Changing a live stream table entry or context descriptor (IHI 0070, 3.21.3).
 //!
 //! The SMMU may read an entry at any time and in pieces of 64 bits. A change is hitless when at every moment it sees
 //! the old meaning or the new: that is so when only one 64-bit word differs in bits that matter to it. Otherwise the
-//! entry passes through V = 0, in which the stream's transactions abort.
+//! entry passes through V = 0, in which transactions abort.
 
-use crate::ste::{STE_WORDS, StreamTableEntry};
+/// 64-bit words of a stream table entry and of a context descriptor.
+pub const ENTRY_WORDS: usize = 8;
+
+/// The words of an entry, or a mask for each.
+type Words = [u64; ENTRY_WORDS];
+
+/// An entry that the SMMU may be reading: a stream table entry or a context descriptor.
+pub trait Entry: Copy {
+    /// An entry with V = 0.
+    const INVALID: Self;
+
+    /// The entry's words, in the order of memory.
+    fn words(&self) -> &Words;
+
+    /// The bits that matter to the SMMU: V alone while it is 0, else those that the configuration uses. Which
+    /// configuration that is stands in bits that are used themselves.
+    fn used_bits(&self) -> Words;
+
+    /// The bits that may change at any time, before and after the rest, on the way from this entry to `target`: the
+    /// meaning of a mixture is harmless.
+    fn safe_bits(&self, target: &Self) -> Words;
+}
 
 /// Where an entry is written to.
 pub trait EntrySink {
@@ -14,7 +35,7 @@ pub trait EntrySink {
     /// Stores one 64-bit word of the entry, seen by the SMMU before any later store.
     fn store(&mut self, word: usize, value: u64);
 
-    /// Makes the SMMU forget what it cached of the entry: CMD_CFGI_STE, CMD_SYNC, and the wait.
+    /// Makes the SMMU forget what it cached of the entry: CMD_CFGI_STE or CMD_CFGI_CD, CMD_SYNC, and the wait.
     ///
     /// # Errors
     /// The SMMU may go on using what it had cached.
@@ -24,135 +45,70 @@ pub trait EntrySink {
 /// Changes the entry that is `current` in memory to `target`, in 0 to 3 steps that each end in a sync.
 ///
 /// # Errors
-/// That of [`EntrySink::sync`]. The entry in memory is then `current`, or a mixture with V = 0, or the target; the
+/// That of [`EntrySink::sync`]. The entry in memory then means what `current` or `target` means, or has V = 0; the
 /// caller stores what it wants there.
-pub fn write_entry<S: EntrySink>(
-    sink: &mut S,
-    current: &StreamTableEntry,
-    target: &StreamTableEntry,
-) -> Result<(), S::Fault> {
-    let mut memory = *current;
-    let (Some(used_now), Some(used_then)) = (current.used_bits(), target.used_bits()) else {
-        return write_through_invalid(sink, &mut memory, target);
-    };
-    // What the current configuration does not use can take its new value at once.
-    let mut prepared = memory;
-    let mut critical = None;
-    let mut critical_words = 0;
-    for word in 0..STE_WORDS {
-        let (now, then) = (used_now[word], used_then[word]);
-        prepared.0[word] = (memory.0[word] & now) | (target.0[word] & !now);
-        // Once that is done, this word still differs in a bit that matters before or after.
-        if (prepared.0[word] ^ target.0[word]) & then != 0 {
-            critical = Some(word);
-            critical_words += 1;
+#[inline]
+pub fn write_entry<E: Entry, S: EntrySink>(sink: &mut S, current: &E, target: &E) -> Result<(), S::Fault> {
+    // What is stored before the word that switches the meaning: the target's bits wherever the current configuration does not mind them.
+    let mut prepared = [0; ENTRY_WORDS];
+    // Which words that changes, in which it is not the target yet, and in which of these a bit differs that matters to the target:
+    // a bit for each word.
+    let (mut unprepared, mut unfinished, mut critical) = (0u8, 0u8, 0u8);
+    let (used_now, used_then, safe) = (current.used_bits(), target.used_bits(), current.safe_bits(target));
+    let target = target.words();
+    let masks = used_now.iter().zip(&used_then).zip(&safe);
+    let words = prepared.iter_mut().zip(current.words().iter().zip(target)).zip(masks);
+    for (index, ((prepared, (found, wanted)), ((now, then), safe))) in words.enumerate() {
+        if found == wanted {
+            continue;
         }
+        // What only one of the two uses has its place in the order: it is not safe.
+        let fixed = now & !(safe & now & then);
+        *prepared = found & fixed | wanted & !fixed;
+        let left = *prepared ^ wanted;
+        unprepared |= u8::from(prepared != found) << index;
+        unfinished |= u8::from(left != 0) << index;
+        critical |= u8::from(left & then != 0) << index;
     }
-    match critical {
-        Some(word) if critical_words == 1 => {
-            store_words(sink, &mut memory, &prepared, 0..STE_WORDS)?;
-            let mut switched = memory;
-            switched.0[word] = target.0[word];
-            store_words(sink, &mut memory, &switched, 0..STE_WORDS)?;
-            store_words(sink, &mut memory, target, 0..STE_WORDS)
-        }
-        None => store_words(sink, &mut memory, target, 0..STE_WORDS),
-        Some(_) => write_through_invalid(sink, &mut memory, target),
+    if critical == 0 {
+        return store_words(sink, target, unprepared | unfinished);
     }
+    if !critical.is_power_of_two() {
+        return write_through_invalid::<E, S>(sink, target, unprepared | unfinished);
+    }
+    // The word that switches the meaning is stored once, as a whole, after what it needs and before the rest.
+    store_words(sink, &prepared, unprepared & !critical)?;
+    store_words(sink, target, critical)?;
+    store_words(sink, target, unfinished & !critical)
 }
 
-/// V = 0, then all other words, then word 0.
-fn write_through_invalid<S: EntrySink>(
+/// V = 0, then all other words, then word 0, which has V.
+fn write_through_invalid<E: Entry, S: EntrySink>(
     sink: &mut S,
-    memory: &mut StreamTableEntry,
-    target: &StreamTableEntry,
+    target: &Words,
+    differing: u8,
 ) -> Result<(), S::Fault> {
-    let mut invalid = *memory;
-    invalid.0[0] = 0;
-    store_words(sink, memory, &invalid, 0..1)?;
-    store_words(sink, memory, target, 1..STE_WORDS)?;
-    store_words(sink, memory, target, 0..1)
+    store_words(sink, E::INVALID.words(), 1)?;
+    store_words(sink, target, differing & !1)?;
+    store_words(sink, target, 1)
 }
 
-/// Stores the words that differ, and syncs if there was one.
-fn store_words<S: EntrySink>(
-    sink: &mut S,
-    memory: &mut StreamTableEntry,
-    target: &StreamTableEntry,
-    words: core::ops::Range<usize>,
-) -> Result<(), S::Fault> {
-    let mut changed = false;
-    for word in words {
-        if memory.0[word] != target.0[word] {
-            sink.store(word, target.0[word]);
-            memory.0[word] = target.0[word];
-            changed = true;
-        }
+/// Stores the words with a bit in `mask`, and syncs if there is one.
+#[inline]
+fn store_words<S: EntrySink>(sink: &mut S, words: &Words, mask: u8) -> Result<(), S::Fault> {
+    if mask == 0 {
+        return Ok(());
     }
-    if changed { sink.sync() } else { Ok(()) }
+    let mut left = mask;
+    while left != 0 {
+        let index = left.trailing_zeros() as usize;
+        if let Some(word) = words.get(index) {
+            sink.store(index, *word);
+        }
+        left &= left.wrapping_sub(1);
+    }
+    sink.sync()
 }
 
 #[cfg(test)]
-mod tests {
-    extern crate std;
-    use super::*;
-    use crate::address::PhysAddr;
-    use crate::pgtable::{Geometry, Granule};
-    use std::vec::Vec;
-
-    /// What an SMMU makes of an entry: its used bits, or "invalid".
-    fn meaning(entry: &StreamTableEntry) -> [u64; STE_WORDS] {
-        let used = entry.used_bits().unwrap();
-        core::array::from_fn(|word| entry.0[word] & used[word])
-    }
-
-    struct Watcher {
-        entry: StreamTableEntry,
-        seen: Vec<[u64; STE_WORDS]>,
-        syncs: usize,
-    }
-
-    impl EntrySink for Watcher {
-        type Fault = ();
-        fn store(&mut self, word: usize, value: u64) {
-            self.entry.0[word] = value;
-            self.seen.push(meaning(&self.entry));
-        }
-        fn sync(&mut self) -> Result<(), ()> {
-            self.syncs += 1;
-            Ok(())
-        }
-    }
-
-    fn entries() -> Vec<StreamTableEntry> {
-        let wide = Geometry::stage2(Granule::Size4K, 40, 44).unwrap();
-        let narrow = Geometry::stage2(Granule::Size4K, 32, 40).unwrap();
-        let mut all = std::vec![StreamTableEntry::INVALID, StreamTableEntry::ABORT];
-        for geometry in [wide, narrow] {
-            for root in [0x4000_0000, 0x4123_4000] {
-                all.extend([1, 2].map(|vmid| StreamTableEntry::stage2(&geometry, PhysAddr(root), vmid)));
-            }
-        }
-        all
-    }
-
-    #[test]
-    fn every_pair_passes_through_old_new_or_invalid_only() {
-        for old in entries() {
-            for new in entries() {
-                let mut watcher = Watcher { entry: old, seen: Vec::new(), syncs: 0 };
-                write_entry(&mut watcher, &old, &new).unwrap();
-                assert_eq!(watcher.entry, new);
-                assert!(watcher.syncs <= 3 && (watcher.syncs == 0) == (old == new), "{old:?} {new:?}");
-                let both = [meaning(&old), meaning(&new)];
-                let invalid = meaning(&StreamTableEntry::INVALID);
-                for seen in &watcher.seen {
-                    assert!(both.contains(seen) || *seen == invalid, "{old:?} {new:?} {seen:?}");
-                }
-                let one_word = (0..STE_WORDS).filter(|word| both[0][*word] != both[1][*word]).count() <= 1;
-                let hitless = watcher.seen.iter().all(|seen| both.contains(seen));
-                assert!(hitless || !one_word, "not hitless though one word differs: {old:?} {new:?}");
-            }
-        }
-    }
-}
+mod tests;

@@ -51,6 +51,21 @@ impl Gather {
         }
     }
 
+    /// All of the address space, with all levels.
+    pub const fn everything() -> Self {
+        let mut gather = Self::new();
+        gather.first = 0;
+        gather.last = u64::MAX;
+        gather.structural = true;
+        gather
+    }
+
+    /// Whether it is all of the address space: the whole tag is invalidated then.
+    #[inline]
+    pub const fn is_everything(&self) -> bool {
+        self.first == 0 && self.last == u64::MAX
+    }
+
     /// Whether there is nothing to invalidate (and no table to give back).
     #[inline]
     pub const fn is_empty(&self) -> bool {

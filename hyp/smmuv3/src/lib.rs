@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod cd;
 pub mod command;
 pub mod entry_writer;
 pub mod event;
@@ -19,3 +20,5 @@ pub mod range;
 pub mod registers;
 pub mod ste;
 pub mod tags;
+pub mod vsmmu;
+pub mod walkable;

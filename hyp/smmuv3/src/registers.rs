@@ -80,21 +80,38 @@ register_bitfields![u32,
         BTM OFFSET(5) NUMBITS(1) [],
         /// Hardware update of access flag and dirty state.
         HTTU OFFSET(6) NUMBITS(2) [],
+        /// StreamWorld EL2.
+        HYP OFFSET(9) NUMBITS(1) [],
         /// Address Translation Services.
         ATS OFFSET(10) NUMBITS(1) [],
-        /// Stage 1 alone with ATS is not supported.
+        /// Split-stage ATS (STE.EATS = 0b10) is not supported.
         NS1ATS OFFSET(11) NUMBITS(1) [],
         /// 16-bit ASIDs.
         ASID16 OFFSET(12) NUMBITS(1) [],
         /// Message-signalled interrupts.
         MSI OFFSET(13) NUMBITS(1) [],
+        /// Events wake CPUs that wait in WFE.
+        SEV OFFSET(14) NUMBITS(1) [],
         /// Page Request Interface.
         PRI OFFSET(16) NUMBITS(1) [],
+        /// VMID wildcards.
+        VMW OFFSET(17) NUMBITS(1) [],
         /// 16-bit VMIDs.
         VMID16 OFFSET(18) NUMBITS(1) [],
+        /// Two-level tables of context descriptors.
+        CD2L OFFSET(19) NUMBITS(1) [],
+        /// Endianness of tables.
+        TTENDIAN OFFSET(21) NUMBITS(2) [
+            /// Either, as STE and CD say.
+            Mixed = 0b00,
+            /// Little-endian.
+            Little = 0b10,
+            /// Big-endian.
+            Big = 0b11
+        ],
         /// Stall model.
         STALL_MODEL OFFSET(24) NUMBITS(2) [
-            /// Stall and terminate are supported.
+            /// Stall or terminate, as STE and CD say.
             StallAndTerminate = 0b00,
             /// Faults terminate.
             Terminate = 0b01,

@@ -3,6 +3,7 @@
 use crate::list::List;
 use core::ops::Range;
 use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::features::Part;
 
 /// An SMMU (`arm,smmu-v3`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub struct SmmuNode {
     pub registers: PhysRange,
     /// What `iommu-map` names it by; 0 when the node has none.
     pub phandle: u32,
+    /// The part that it is, if only the device tree can tell that it has errata.
+    pub part: Option<Part>,
 }
 
 /// One entry of `iommu-map`: the Requester IDs `rid_base..rid_base + length` have the StreamIDs
@@ -58,6 +61,17 @@ pub struct PcieNode {
     pub iommu_map_mask: u32,
 }
 
+/// Streams that the boot configuration trusts with full ATS: an entry of `/chosen` `ats-trusted-streams`, three cells each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrustedStreamsNode {
+    /// Phandle of the SMMU.
+    pub phandle: u32,
+    /// The first StreamID.
+    pub first: u32,
+    /// How many StreamIDs, 1 or more.
+    pub count: u32,
+}
+
 /// The machine. About 10 KiB: pass it by reference.
 ///
 /// Addresses are those of CPUs, translated through the `ranges` of every bus above a node. Ranges that touch
@@ -83,6 +97,8 @@ pub struct Machine {
     pub doorbells: List<PhysAddr, 4>,
     /// SMMUs, in the order of the tree: an SMMU's place here is its index everywhere.
     pub smmus: List<SmmuNode, 64>,
+    /// Streams whose devices may keep physical addresses (full ATS): `/chosen` `ats-trusted-streams`.
+    pub ats_trusted: List<TrustedStreamsNode, 16>,
     /// QEMU's fw_cfg, a DMA master without SMMU.
     pub fw_cfg: List<PhysRange, 2>,
     /// virtio-mmio, DMA masters without SMMU.

@@ -2,10 +2,14 @@
 
 use super::cells::{Level, entries, number, u32_property};
 use super::tokens::{Node, Token, Tokens, cut_off};
-use super::{DeviceTreeError, IommuMap, Machine, PcieNode, PcieWindow, Problem, SmmuNode, compatible};
+use super::{
+    DeviceTreeError, IommuMap, Machine, PcieNode, PcieWindow, Problem, SmmuNode, TrustedStreamsNode,
+    compatible,
+};
 use crate::list::{Full, List};
 use dtoolkit::fdt::Fdt;
 use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::features::Part;
 
 /// How deep nodes may be nested: the walk is recursive.
 const MAX_DEPTH: usize = 12;
@@ -32,6 +36,7 @@ pub fn read_machine(dtb: &[u8]) -> Result<Machine, DeviceTreeError> {
             its: List::new(),
             doorbells: List::new(),
             smmus: List::new(),
+            ats_trusted: List::new(),
             fw_cfg: List::new(),
             virtio_mmio: List::new(),
             pcie: List::new(),
@@ -98,7 +103,10 @@ impl<'a> Reader<'a> {
     fn read_root_child(&mut self, root: &Level<'a, '_>, node: Node<'a>) -> Result<(), DeviceTreeError> {
         match node.base_name() {
             "cpus" => self.read_cpus(root, node),
-            "chosen" => self.read_modules(root, node),
+            "chosen" => {
+                self.read_trusted(node)?;
+                self.read_modules(root, node)
+            }
             "reserved-memory" => self.read_reserved(root, node),
             "memory" if node.find_string("device_type") == Some("memory") && node.is_okay() => {
                 for range in root.reg(node)? {
@@ -126,6 +134,23 @@ impl<'a> Reader<'a> {
                 entries(cpu, "reg", [level.address_cells])?.next().ok_or(missing(cpu.name, "reg"))?;
             let pushed = self.machine.cpus.push(number(mpidr));
             pushed.map_err(|full| DeviceTreeError::new(cpu.name, "", too_many(full)))?;
+        }
+        Ok(())
+    }
+
+    fn read_trusted(&mut self, chosen: Node<'a>) -> Result<(), DeviceTreeError> {
+        const PROPERTY: &str = "ats-trusted-streams";
+        if chosen.find(PROPERTY).is_none() {
+            return Ok(());
+        }
+        for [phandle, first, count] in entries(chosen, PROPERTY, [1, 1, 1])? {
+            let (phandle, first, count) =
+                (number(phandle) as u32, number(first) as u32, number(count) as u32);
+            if count == 0 || first.checked_add(count - 1).is_none() {
+                return Err(DeviceTreeError::new(chosen.name, PROPERTY, Problem::Value(u64::from(count))));
+            }
+            let pushed = self.machine.ats_trusted.push(TrustedStreamsNode { phandle, first, count });
+            pushed.map_err(|full| DeviceTreeError::new(chosen.name, PROPERTY, too_many(full)))?;
         }
         Ok(())
     }
@@ -272,7 +297,11 @@ impl<'a> Reader<'a> {
         if self.machine.smmu_by_phandle(phandle).is_some() {
             return Err(DeviceTreeError::new(node.name, "phandle", Problem::Value(u64::from(phandle))));
         }
-        let pushed = self.machine.smmus.push(SmmuNode { registers, phandle });
+        let pushed = self.machine.smmus.push(SmmuNode {
+            registers,
+            phandle,
+            part: node.compatible().find_map(Part::named),
+        });
         pushed.map_err(|full| DeviceTreeError::new(node.name, "", too_many(full)))
     }
 

@@ -221,8 +221,8 @@ fn the_machine_is_what_the_tree_says() {
     assert!(machine.its.iter().copied().eq([range(0x808_0000, 0x2_0000)]));
     assert!(machine.doorbells.iter().copied().eq([PhysAddr(0x809_0000)]));
     assert!(machine.smmus.iter().copied().eq([
-        SmmuNode { registers: range(0xc00_0000, 0x2_0000), phandle: 0x8008 },
-        SmmuNode { registers: range(0xc02_0000, 0x2_0000), phandle: 0x8009 },
+        SmmuNode { registers: range(0xc00_0000, 0x2_0000), phandle: 0x8008, part: None },
+        SmmuNode { registers: range(0xc02_0000, 0x2_0000), phandle: 0x8009, part: None },
     ]));
     assert!(machine.fw_cfg.iter().copied().eq([range(0x902_0000, 0x18)]));
     assert!(machine.virtio_mmio.iter().copied().eq([range(0xa00_0000, 0x4000)]));

@@ -47,6 +47,18 @@ impl Memory for Fake {
 }
 
 impl Platform for Fake {
+    fn cpu(&self) -> u16 {
+        0
+    }
+
+    fn cpus(&self) -> u16 {
+        1
+    }
+
+    fn read_host_u64(&self, _: PhysAddr) -> u64 {
+        unreachable!()
+    }
+
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
         self.registers.lock().unwrap().get(&address.0).copied().unwrap_or(u32::MAX)
     }
@@ -94,6 +106,7 @@ fn regions(sizes: &[(u64, u64)]) -> Machine {
         redistributors,
         its: List::new(),
         doorbells: List::new(),
+        ats_trusted: List::new(),
         smmus: List::new(),
         fw_cfg: List::new(),
         virtio_mmio: List::new(),

@@ -3,11 +3,13 @@
 //! Every error is one that [`abi::TABLE`] documents for the call, and has changed nothing. `BUSY` besides those is
 //! the answer to every call but `CALL_UID`, `VERSION` and `FEATURES` once a reset or power-off has begun.
 
+mod domains;
 mod guests;
 mod memory;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod vsmmus;
 
 use abi::{Function, Statistic, Status};
 
@@ -31,7 +33,7 @@ impl Answer {
 
     #[inline]
     const fn failure(failure: Failure) -> Self {
-        Self { x: [failure.status.to_register(), failure.missing_pages, 0, 0, 0] }
+        Self { x: [failure.status.to_register(), failure.detail, 0, 0, 0] }
     }
 }
 
@@ -54,7 +56,6 @@ impl<P: Platform> Hypervisor<P> {
     /// `Err` is the answer of `CALL_UID`, the one call without a status.
     #[inline]
     fn dispatch(&self, function: u32, [x1, x2, x3, x4]: [u64; 4]) -> Result<Outcome, [u32; 4]> {
-        let _ = x4;
         let Some(function) = Function::from_id(function) else {
             return Ok(Err(Status::NotSupported.into()));
         };
@@ -75,7 +76,7 @@ impl<P: Platform> Hypervisor<P> {
             Function::MemQuery => self.mem_query(x1),
             Function::SmmuCount => Ok([self.iommu.set().count() as u64, 0, 0, 0]),
             Function::SmmuDescribe => self.smmu_describe(x1),
-            Function::StreamAttach => self.stream_attach(x1, x2, x3),
+            Function::StreamAttach => self.stream_attach(x1, x2, x3, x4),
             Function::StreamDetach => self.stream_detach(x1, x2),
             Function::StreamQuery => self.stream_query(x1, x2),
             Function::EventRead => self.event_read(),
@@ -84,6 +85,23 @@ impl<P: Platform> Hypervisor<P> {
             Function::PoolGiveBack => self.pool_give_back(x1),
             Function::GuestCreate => self.guest_create(),
             Function::GuestDestroy => self.guest_destroy(x1),
+            Function::GuestTeardown => self.guest_teardown(x1),
+            Function::SmmuTags => self.smmu_tags(x1),
+            Function::SmmuFeatures => self.smmu_features(x1),
+            Function::DomainCreate => self.domain_create(x1, x2),
+            Function::DomainCreateNested => self.domain_create_nested(x1, x2, x3),
+            Function::DomainDestroy => self.domain_destroy(x1),
+            Function::DomainMap => self.domain_map(x1, x2, x3, x4),
+            Function::DomainUnmap => self.domain_unmap(x1, x2, x3),
+            Function::DomainQuery => self.domain_query(x1, x2),
+            Function::DomainDescribe => self.domain_describe(x1),
+            Function::DomainTag => self.domain_tag(x1, x2),
+            Function::VsmmuCreate => self.vsmmu_create(x1, x2),
+            Function::VsmmuDestroy => self.vsmmu_destroy(x1),
+            Function::VsmmuAddStream => self.vsmmu_add_stream(x1, x2, x3),
+            Function::VsmmuRemoveStream => self.vsmmu_remove_stream(x1, x2),
+            Function::VsmmuQueryStream => self.vsmmu_query_stream(x1, x2),
+            Function::VsmmuInvalidate => self.vsmmu_invalidate(x1, x2, x3),
         })
     }
 

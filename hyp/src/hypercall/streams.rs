@@ -1,10 +1,10 @@
 //! Calls about SMMUs, streams and events.
 
-use abi::{DomainHandle, Status};
+use abi::{DomainHandle, Principal, Status, attach};
 
 use super::Outcome;
-use crate::hypervisor::{GuestStream, Hypervisor, MAX_GUEST_STREAMS, PoolPages};
-use crate::iommu::{Refused, StreamState};
+use crate::hypervisor::{GuestStream, Hypervisor, MAX_GUEST_STREAMS};
+use crate::iommu::{How, Refused, StreamState};
 use crate::list::List;
 use crate::memory::{Failure, HeldSet};
 use crate::pci::{self, HoldError};
@@ -20,35 +20,59 @@ impl<P: Platform> Hypervisor<P> {
         Ok([description.base.0, description.stream_bits.into(), vmids, dead.into()])
     }
 
+    pub(super) fn smmu_tags(&self, smmu: u64) -> Outcome {
+        let (used, free) = self.iommu.vmids(self.claimed_smmu(smmu)?).ok_or(Status::UnknownSmmu)?;
+        Ok([used.into(), free.into(), 0, 0])
+    }
+
+    pub(super) fn smmu_features(&self, smmu: u64) -> Outcome {
+        let ids = self.iommu.owner_id_registers(self.claimed_smmu(smmu)?).ok_or(Status::UnknownSmmu)?;
+        Ok([ids.idr0, ids.idr1, ids.idr3, ids.idr5].map(u64::from))
+    }
+
     pub(super) fn stream_query(&self, smmu: u64, stream: u64) -> Outcome {
         let (smmu, stream) = self.claimed_stream(smmu, stream)?;
-        match self.iommu.attachments().query(&self.platform, smmu, stream)? {
+        match self.iommu.query(&self.platform, smmu, stream)? {
             StreamState::Unattached => Ok([0; 4]),
             StreamState::Attached { domain, vmid } => Ok([1, domain.to_register(), vmid.into(), 0]),
         }
     }
 
-    pub(super) fn stream_attach(&self, smmu: u64, stream: u64, domain: u64) -> Outcome {
+    pub(super) fn stream_attach(&self, smmu: u64, stream: u64, domain: u64, flags: u64) -> Outcome {
         let (smmu, stream) = self.claimed_stream(smmu, stream)?;
+        let how = How { replace: flags & attach::REPLACE != 0, ats: flags & attach::ATS != 0 };
         let mut streams = self.streams.lock();
         // Whoever ends the machine sets this first and then takes the lock.
         if self.is_ending() {
             return Err(Status::Busy.into());
         }
+        let domain = DomainHandle::from_register(domain);
+        let is_defined = flags & !(attach::REPLACE | attach::ATS) == 0;
+        if let Some(domain) = domain.filter(|domain| domain.owner() == Principal::Host && is_defined) {
+            self.attach(smmu, stream, domain, how)?;
+            return Ok([0; 4]);
+        }
         // What is wrong with the stream is said before what is wrong with the domain.
-        let state = self.iommu.attachments().query(&self.platform, smmu, stream)?;
-        let domain = DomainHandle::from_register(domain).ok_or(Status::UnknownGuest)?;
-        if let DomainHandle::Guest(guest) = domain
-            && self.memory.lock().guest_table(guest).is_none()
-        {
-            return Err(Status::UnknownGuest.into());
+        let state = self.iommu.query(&self.platform, smmu, stream)?;
+        let domain = domain.ok_or(Status::UnknownDomain)?;
+        let owner = self.iommu.owner_of(domain)?;
+        if !is_defined {
+            return Err(Status::Invalid.into());
         }
-        if state != StreamState::Unattached {
-            return Err(Status::Busy.into());
+        if let Principal::Guest(guest) = owner {
+            self.memory.lock().check_alive(guest)?;
         }
-        match domain {
-            DomainHandle::Host => self.attach(smmu, stream, domain)?,
-            DomainHandle::Guest(_) => self.attach_to_guest(&mut streams, smmu, stream, domain)?,
+        match (state, owner) {
+            (StreamState::Attached { .. }, _) if !how.replace => return Err(Status::Busy.into()),
+            // Before anything is held for it.
+            (StreamState::Unattached, _) if how.replace => return Err(Status::WrongState.into()),
+            (StreamState::Unattached, Principal::Guest(guest)) => {
+                self.attach_to_guest(&mut streams, smmu, stream, domain, how, guest)?;
+            }
+            // What a guest's stream rests on is held since it was attached first.
+            (StreamState::Attached { .. }, _) | (StreamState::Unattached, Principal::Host) => {
+                self.attach(smmu, stream, domain, how)?;
+            }
         }
         Ok([0; 4])
     }
@@ -60,6 +84,8 @@ impl<P: Platform> Hypervisor<P> {
         smmu: usize,
         stream: u32,
         domain: DomainHandle,
+        how: How,
+        guest: abi::GuestHandle,
     ) -> Result<(), Failure> {
         let machine = self.machine().ok_or(Status::UnknownStream)?;
         let function = pci::find_function(machine, smmu, stream).map_err(|error| error.status())?;
@@ -72,27 +98,27 @@ impl<P: Platform> Hypervisor<P> {
         let hold = &mut |range| self.memory.lock().hold(&cx, range, &mut held);
         let roots = self.root_bridges();
         let attached = match pci::hold_function(&self.platform, machine, roots, function, hold) {
-            Ok(()) => self.attach(smmu, stream, domain),
+            Ok(()) => self.attach(smmu, stream, domain, how),
             Err(HoldError::Pci(error)) => Err(error.status().into()),
             Err(HoldError::Hold(failure)) => Err(failure),
         };
         // After a failure too it can be attached, if the SMMU is lost: it may translate by the guest's table, and what
         // is held stays held for as long.
         let unattached = Ok(StreamState::Unattached);
-        if attached.is_ok() || self.iommu.attachments().query(&self.platform, smmu, stream) != unattached {
+        if attached.is_ok() || self.iommu.query(&self.platform, smmu, stream) != unattached {
             // There is room, see above.
-            let _ = streams.push(GuestStream { smmu, stream, held });
+            let _ = streams.push(GuestStream { guest, smmu, stream, held });
         } else {
             self.memory.lock().release(&cx, &mut held);
         }
         attached
     }
 
-    fn attach(&self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Failure> {
-        let mut pages = PoolPages { p: &self.platform, pool: &self.pool, missing: 0 };
-        let result = self.iommu.attachments().attach(&self.platform, smmu, stream, domain, &mut pages);
+    fn attach(&self, smmu: usize, stream: u32, domain: DomainHandle, how: How) -> Result<(), Failure> {
+        let mut pages = self.pages();
+        let result = self.iommu.attach(&self.platform, smmu, stream, domain, how, &mut pages);
         result.map_err(|refused| match refused {
-            Refused::NoMemory { .. } => Failure { status: Status::NoMemory, missing_pages: pages.missing },
+            Refused::NoMemory { .. } => Failure { status: Status::NoMemory, detail: pages.missing },
             other => other.into(),
         })
     }
@@ -101,18 +127,33 @@ impl<P: Platform> Hypervisor<P> {
         let (smmu, stream) = self.claimed_stream(smmu, stream)?;
         let mut streams = self.streams.lock();
         let place = streams.position(|known| known.smmu == smmu && known.stream == stream);
+        if let Some(known) = place.and_then(|place| streams.get(place)) {
+            self.memory.lock().check_alive(known.guest)?;
+        }
+        self.detach(&mut streams, smmu, stream, place)?;
+        Ok([0; 4])
+    }
+
+    /// Detaches a stream, and gives the host back what was held for it, if it stands at `place` of the guests' streams.
+    pub(super) fn detach(
+        &self,
+        streams: &mut List<GuestStream, MAX_GUEST_STREAMS>,
+        smmu: usize,
+        stream: u32,
+        place: Option<usize>,
+    ) -> Result<(), Failure> {
         let held = place.and_then(|place| streams.get(place)).map(|known| known.held);
         let caches = self.caches();
         let cx = self.context(&caches);
         if let Some(held) = held {
             self.memory.lock().can_release(&cx, held)?;
         }
-        self.iommu.attachments().detach(&self.platform, smmu, stream)?;
+        self.iommu.detach(&self.platform, smmu, stream, &mut self.pages())?;
         if let (Some(place), Some(mut held)) = (place, held) {
             streams.swap_remove(place);
             self.memory.lock().release(&cx, &mut held);
         }
-        Ok([0; 4])
+        Ok(())
     }
 
     pub(super) fn event_read(&self) -> Outcome {
@@ -120,7 +161,7 @@ impl<P: Platform> Hypervisor<P> {
         Ok([event.source, event.address, event.ipa, lost])
     }
 
-    fn claimed_smmu(&self, register: u64) -> Result<usize, Status> {
+    pub(super) fn claimed_smmu(&self, register: u64) -> Result<usize, Status> {
         let index = usize::try_from(register).map_err(|_| Status::UnknownSmmu)?;
         if index < self.iommu.set().count() { Ok(index) } else { Err(Status::UnknownSmmu) }
     }

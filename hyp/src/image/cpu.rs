@@ -113,6 +113,19 @@ pub fn find(target: u64) -> Option<&'static Cpu> {
     known.iter().find(|cpu| cpu.affinity.load(Ordering::Relaxed) == target)
 }
 
+/// The number of the CPU that calls: the place of its data.
+#[inline]
+pub fn number() -> u16 {
+    // Before its data is installed there is only the first CPU.
+    let own = read_sysreg!("tpidr_el2").saturating_sub(CPUS.as_ptr() as u64);
+    (own / size_of::<Cpu>() as u64) as u16
+}
+
+/// How many CPUs this machine has.
+pub fn count() -> u16 {
+    COUNT.load(Ordering::Relaxed).max(1) as u16
+}
+
 impl Cpu {
     /// Makes this the data of the CPU that calls.
     pub fn install(&'static self) {

@@ -11,6 +11,7 @@ use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::Memory;
 use spin::Mutex;
 
+use super::cpu;
 use super::registers::{self, data_line_bytes, feature, field, read_counter, read_sysreg};
 
 const PAGE_BYTES: u64 = 0x1000;
@@ -155,18 +156,12 @@ impl Aarch64 {
     /// Cleans and invalidates a range, a multiple of 4 KiB, to the point of coherency.
     pub fn clean_and_invalidate(&self, range: PhysRange) {
         let (start, size) = (range.start().0, range.size_bytes());
-        // SAFETY: the range is RAM that EL2 has mapped; cleaning changes no contents. Lines are a power of two of at most 512
-        // bytes on every CPU there is, so eight divide the range.
+        // SAFETY: the range is RAM that EL2 has mapped; cleaning changes no contents. Lines are a power of two of at most 256
+        // bytes on every CPU there is, so sixteen divide the range.
         unsafe {
             asm!(
-                "2: dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
-                "dc civac, {at}", "add {at}, {at}, {line}",
+                "2:",
+                ".rept 16", "dc civac, {at}", "add {at}, {at}, {line}", ".endr",
                 "cmp {at}, {end}",
                 "b.lo 2b",
                 "dsb sy",
@@ -197,12 +192,60 @@ impl Memory for Aarch64 {
     fn full_barrier(&self) {
         registers::dsb();
     }
+
+    #[inline]
+    fn read_acquire_u64(&self, address: PhysAddr) -> u64 {
+        // SAFETY: as in `read_u64`.
+        unsafe { AtomicU64::from_ptr(address.0 as *mut u64) }.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn write_release_u64(&self, address: PhysAddr, value: u64) {
+        // SAFETY: as in `read_u64`.
+        unsafe { AtomicU64::from_ptr(address.0 as *mut u64) }.store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn read_pair(&self, address: PhysAddr) -> [u64; 2] {
+        let (low, high): (u64, u64);
+        // SAFETY: as in `read_u64`, for both words. A load of a pair is two single-copy atomic accesses (DDI 0487, B2.2.1).
+        unsafe {
+            asm!(
+                "ldp {}, {}, [{}]", out(reg) low, out(reg) high, in(reg) address.0,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        [low, high]
+    }
+
+    #[inline]
+    fn write_pair(&self, address: PhysAddr, [low, high]: [u64; 2]) {
+        // SAFETY: as in `read_pair`.
+        unsafe {
+            asm!("stp {}, {}, [{}]", in(reg) low, in(reg) high, in(reg) address.0, options(nostack, preserves_flags));
+        }
+    }
 }
 
 impl Platform for Aarch64 {
+    #[inline]
+    fn cpu(&self) -> u16 {
+        cpu::number()
+    }
+
+    fn cpus(&self) -> u16 {
+        cpu::count()
+    }
+
     fn wipe(&self, range: PhysRange) {
         self.zero(range);
         self.clean_and_invalidate(range);
+    }
+
+    fn read_host_u64(&self, address: PhysAddr) -> u64 {
+        // SAFETY: by the trait's contract the address is a multiple of 8 in RAM, all of which is mapped. The host may write it meanwhile; an
+        // atomic access is no data race.
+        unsafe { AtomicU64::from_ptr(address.0 as *mut u64) }.load(Ordering::Relaxed)
     }
 
     #[inline]

@@ -1,24 +1,23 @@
-//! Attach and detach, in the order that keeps the invalidation array true.
+//! Attach, replace and detach: one way for all three, in the order that keeps the invalidation arrays true.
 //!
-//! * Attach: tag, array, full barrier, STE. So whoever takes a page away either sees the tag in the array or
-//!   did it before the SMMU could walk the table.
-//! * Detach: STE back to parked and forgotten by the SMMU; if the stream was the tag's last user, the tag is
-//!   flushed; only then it leaves the array and is free. So a VMID that stands in no array is in no IOTLB,
-//!   and a detach that fails has a tag in the array that was there all the time.
+//! A stream stands on a [`Side`]: what its STE says, and what that puts into the array of a stage-2 domain. [`Iommu::attach`]
+//! and [`Iommu::detach`] work out the side that it leaves and the one that it goes to, either of which can be none, and
+//! [`Iommu::switch`] changes over: entries into the new array, full barrier, STE, flush of what only this stream used,
+//! entries out of the old array. So whoever takes a page away either sees the entry in the array or
+//! did it before the SMMU could walk the table; and a VMID that stands in no array is in no IOTLB.
 
-use abi::{DomainHandle, GuestHandle};
-use smmuv3::address::PhysAddr;
-use smmuv3::command::Command;
-use smmuv3::invalidation::{MAX_SMMUS, Tag, Unref};
-use smmuv3::ste::StreamTableEntry;
-use smmuv3::tags::Vmids;
-use spin::MutexGuard;
+use abi::{DomainHandle, Principal, Reason};
+use smmuv3::invalidation::{
+    self, ALL_SUBSTREAMS, Array, ArrayPages, Cell, DomainIndex, Entry, MAX_SMMUS, StreamEntries, Tag, Target,
+};
+use smmuv3::pgtable::{Granule, PageTable};
+use smmuv3::ste::{Ats, Stage1Config, StreamTableEntry};
+use smmuv3::tags::{self, TagKind};
 
-use core::sync::atomic::Ordering;
-
-use super::{Domain, Iommu, Refused, index_of};
+use super::registry::{Kind, Registry, VsmmuStream};
+use super::{ArrayRuns, Iommu, Refused, can_walk};
 use crate::platform::Platform;
-use crate::smmu::{Condition, PARKED_VMID, Pages};
+use crate::smmu::{Condition, Fault, PARKED_VMID, Pages, Smmu, VmidOwner};
 
 /// What a stream is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,39 +33,57 @@ pub enum StreamState {
     },
 }
 
-/// The attach lock, held: what is found out through it stays true until it is dropped.
-pub struct Attachments<'a> {
-    iommu: &'a Iommu,
-    vmids: MutexGuard<'a, [Vmids; MAX_SMMUS]>,
+/// How a stream is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct How {
+    /// It changes over from another domain of the same principal.
+    pub replace: bool,
+    /// The device may use ATS.
+    pub ats: bool,
 }
 
-impl<'a> Attachments<'a> {
-    pub(super) fn new(iommu: &'a Iommu) -> Self {
-        Self { iommu, vmids: iommu.attach.lock() }
-    }
+/// A domain that a stream stands on, and how.
+#[derive(Clone, Copy)]
+struct Side {
+    domain: u16,
+    /// The stage-2 domain whose array has the entries: the same, or the parent of the vSMMU.
+    stage2: DomainIndex,
+    vmid: u16,
+    ats: Ats,
+    granule: Granule,
+    stages: Stages,
+}
 
-    pub(super) fn create_domain(&self, domain: DomainHandle, root: PhysAddr) -> Result<(), Refused> {
-        let domain = self.iommu.domain(domain).ok_or(Refused::UnknownDomain)?;
-        match domain.root() {
-            Some(_) => Err(Refused::WrongState),
-            None => {
-                domain.root.store(root.0, Ordering::Release);
-                Ok(())
-            }
-        }
-    }
+/// What a stream is translated by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stages {
+    /// Stage 2 with a VMID of the domain's own.
+    Stage2,
+    /// Nothing passes.
+    Abort,
+    /// Stage 2 with the VMID of a vSMMU.
+    Bypass,
+    /// Both.
+    Nested {
+        /// The device may have a SubstreamID in its requests.
+        substreams: bool,
+    },
+}
 
-    pub(super) fn destroy_domain(&self, guest: GuestHandle) -> Result<(), Refused> {
-        let domain = self.existing(DomainHandle::Guest(guest))?;
-        if !domain.tags.is_idle() {
-            return Err(Refused::Busy);
-        }
-        domain.root.store(0, Ordering::Release);
-        Ok(())
-    }
+/// A stream behind an SMMU that exists.
+#[derive(Clone, Copy)]
+struct Stream<'a> {
+    device: &'a Smmu,
+    smmu: u8,
+    id: u32,
+}
 
-    fn existing(&self, domain: DomainHandle) -> Result<&'a Domain, Refused> {
-        self.iommu.domain(domain).filter(|domain| domain.root().is_some()).ok_or(Refused::UnknownDomain)
+impl Iommu {
+    fn stream(&self, smmu: usize, id: u32) -> Result<Stream<'_>, Refused> {
+        let device = self.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
+        // There are at most 64.
+        const { assert!(MAX_SMMUS <= 256) };
+        Ok(Stream { device, smmu: smmu as u8, id })
     }
 
     /// What a stream is attached to.
@@ -74,84 +91,63 @@ impl<'a> Attachments<'a> {
     /// # Errors
     /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`].
     pub fn query<P: Platform>(&self, p: &P, smmu: usize, stream: u32) -> Result<StreamState, Refused> {
-        let device = self.iommu.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
-        let vmid = device.vmid(p, stream).ok_or(Refused::UnknownStream)?;
-        if vmid == PARKED_VMID {
-            return Ok(StreamState::Unattached);
+        let stream = self.stream(smmu, stream)?;
+        let registry = self.lock();
+        match registry.standing(p, stream)? {
+            None => Ok(StreamState::Unattached),
+            Some((index, vmid)) => Ok(StreamState::Attached { domain: registry.handle_of(index)?, vmid }),
         }
-        let vmids = self.vmids.get(smmu).ok_or(Refused::UnknownSmmu)?;
-        (0..=u64::from(GuestHandle::MAX))
-            .filter_map(DomainHandle::from_register)
-            .find(|domain| vmids.find(index_of(*domain)) == Some(vmid))
-            .map(|domain| StreamState::Attached { domain, vmid })
-            // Every STE that is not parked has the tag of a domain.
-            .ok_or(Refused::Hardware)
     }
 
-    /// Lets an unattached stream into a domain. On return its transactions are translated by the domain's
-    /// table.
+    /// Lets a stream into a domain: an unattached one, or with [`How::replace`] one that is attached to a domain of the same
+    /// principal. On return its transactions are translated by that domain.
     ///
     /// # Errors
-    /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`], [`Refused::UnknownDomain`]; [`Refused::Busy`] if
-    /// the stream is attached; [`Refused::NoSpace`]; [`Refused::NoMemory`]; [`Refused::Hardware`]. The stream
-    /// is unattached then, and no tag was used up; a level-2 stream table that the SMMU may have seen is kept.
-    /// Only when the SMMU turned [`Condition::Lost`] under this call, the stream counts as attached after
-    /// [`Refused::Hardware`]: nobody knows whether it is translated.
-    pub fn attach<P: Platform>(
-        &mut self,
+    /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`], [`Refused::UnknownDomain`], [`Refused::UnknownGuest`]; [`Refused::Busy`] if
+    /// the stream is attached, [`Refused::WrongState`] if it should be and is not; [`Refused::Incompatible`], [`Refused::NoSpace`],
+    /// [`Refused::NoMemory`], [`Refused::Hardware`]. The stream
+    /// is as it was then, and no tag was used up; a level-2 stream table that the SMMU may have seen is kept.
+    /// Only when the SMMU turned [`Condition::Lost`] under this call, or a device that has ATS in both domains does not answer, the
+    /// stream counts as attached to the new domain after [`Refused::Hardware`]: nobody knows by what it is translated.
+    pub fn attach<P: Platform, G: Pages>(
+        &self,
         p: &P,
         smmu: usize,
         stream: u32,
         domain: DomainHandle,
-        pages: &mut impl Pages,
+        how: How,
+        pages: &mut G,
     ) -> Result<(), Refused> {
-        if self.query(p, smmu, stream)? != StreamState::Unattached {
-            return Err(Refused::Busy);
+        let stream = self.stream(smmu, stream)?;
+        let mut registry = self.lock();
+        let from = self.side_of(p, &registry, stream)?;
+        let index = registry.find_domain(domain)?;
+        match (&from, how.replace) {
+            (Some(_), false) => return Err(Refused::Busy),
+            (None, true) => return Err(Refused::WrongState),
+            _ => {}
         }
-        let device = self.iommu.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
-        if device.condition() != Condition::Running {
+        if stream.device.condition() != Condition::Running {
             return Err(Refused::Hardware);
         }
-        let target = self.existing(domain)?;
-        let root = target.root().ok_or(Refused::UnknownDomain)?;
-        let geometry = self.iommu.geometry.as_ref().ok_or(Refused::UnknownDomain)?;
-        let vmids = self.vmids.get_mut(smmu).ok_or(Refused::UnknownSmmu)?;
-
-        let (vmid, allocated) = vmids.allocate(index_of(domain)).map_err(|_| Refused::NoSpace)?;
-        if let Some(order) = device.separate_order(p, stream) {
-            let Some(table) = pages.take_run(order) else {
-                if allocated {
-                    vmids.free(index_of(domain));
-                }
-                return Err(Refused::NoMemory { pages: 1 << order });
-            };
-            device.separate(p, stream, table, self.iommu.set.parked());
+        let owner = registry.domain(index)?.owner;
+        if let Some(from) = &from
+            && registry.domain(from.domain)?.owner != owner
+        {
+            return Err(Refused::UnknownDomain);
         }
-        let tag = Tag { smmu, vmid };
-        if target.tags.merge(tag).is_err() {
-            if allocated {
-                vmids.free(index_of(domain));
+        let (to, fresh) = self.new_side(p, &mut registry, stream, index, how.ats)?;
+        let result = self.separate(p, stream, pages).and_then(|()| {
+            if from.is_none() && owner != Principal::Host {
+                // What the stream did before it was the guest's is the host's to see.
+                self.set.drain_events_of(p, smmu);
             }
-            return Err(Refused::NoSpace);
+            self.switch(p, &mut registry, stream, from.as_ref(), Some(&to), pages)
+        });
+        if fresh && !registry.is_used(p, self.cell(to.stage2), stream.smmu, to.vmid) {
+            registry.free_vmid(p, stream, to.vmid);
         }
-        if domain == DomainHandle::Host {
-            device.set_host_vmid(vmid);
-        } else {
-            // What the stream did before it was the guest's is the host's to see.
-            self.iommu.set.drain_events_of(p, smmu);
-        }
-        // The tag in the array, before the SMMU can walk the table.
-        p.full_barrier();
-        let entry = StreamTableEntry::stage2(geometry, root, vmid);
-        if device.write_entry(p, stream, &entry).is_err() {
-            let mut undo = || self.remove(p, smmu, stream, domain, vmid);
-            // What fails at first succeeds once the SMMU is dead. If not, it is lost and may translate by the
-            // domain's table: the stream counts as attached, and its tag stays in the array, so that what this
-            // domain takes away is not taken for forgotten.
-            let _ = undo().or_else(|_| undo());
-            return Err(Refused::Hardware);
-        }
-        Ok(())
+        result
     }
 
     /// Takes an attached stream out of its domain. On return its transactions abort, and none that was let
@@ -160,52 +156,438 @@ impl<'a> Attachments<'a> {
     /// # Errors
     /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`]; [`Refused::WrongState`] if the stream is
     /// unattached; [`Refused::Hardware`]. The stream counts as attached then.
-    pub fn detach<P: Platform>(&mut self, p: &P, smmu: usize, stream: u32) -> Result<(), Refused> {
-        match self.query(p, smmu, stream)? {
-            StreamState::Unattached => Err(Refused::WrongState),
-            StreamState::Attached { domain, vmid } => self.remove(p, smmu, stream, domain, vmid),
-        }
-    }
-
-    /// Parks a stream whose tag is in its domain's array, and takes one user off the tag. When it fails the
-    /// STE says again that the stream is attached, and the tag keeps its user.
-    fn remove<P: Platform>(
-        &mut self,
+    pub fn detach<P: Platform, G: Pages>(
+        &self,
         p: &P,
         smmu: usize,
         stream: u32,
-        domain: DomainHandle,
-        vmid: u16,
+        pages: &mut G,
     ) -> Result<(), Refused> {
-        let device = self.iommu.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
-        let source = self.existing(domain)?;
-        let vmids = self.vmids.get_mut(smmu).ok_or(Refused::UnknownSmmu)?;
-        let tag = Tag { smmu, vmid };
-        let is_last = source.tags.find(smmu).is_some_and(|(_, users)| users == 1);
-        if domain != DomainHandle::Host {
-            device.set_leaving(Some(stream));
+        let stream = self.stream(smmu, stream)?;
+        let mut registry = self.lock();
+        let from = self.side_of(p, &registry, stream)?.ok_or(Refused::WrongState)?;
+        let is_guest = registry.domain(from.domain)?.owner != Principal::Host;
+        if is_guest {
+            stream.device.set_leaving(Some(stream.id));
         }
-        let removed = device.write_entry(p, stream, self.iommu.set.parked()).and_then(|()| {
-            if is_last { device.run(p, [Command::tlbi_s12_vmall(vmid)].into_iter()) } else { Ok(()) }
-        });
-        if let (Err(_), Some(geometry), Some(root)) = (removed, &self.iommu.geometry, source.root()) {
-            let entry = StreamTableEntry::stage2(geometry, root, vmid);
-            if device.write_entry(p, stream, &entry).is_err() {
-                device.store_entry(p, stream, &entry);
-            }
-        }
-        if domain != DomainHandle::Host {
+        let result = self.switch(p, &mut registry, stream, Some(&from), None, pages);
+        if is_guest {
             // The guest's last events, while it is known whose they are.
-            self.iommu.set.drain_events_of(p, smmu);
-            device.set_leaving(None);
+            self.set.drain_events_of(p, smmu);
+            stream.device.set_leaving(None);
         }
-        removed.map_err(|_| Refused::Hardware)?;
-        if source.tags.unref(tag) == Ok(Unref::Last) {
-            vmids.free(index_of(domain));
-            if domain == DomainHandle::Host {
-                device.set_host_vmid(0);
+        result
+    }
+
+    /// The side that a stream stands on.
+    #[inline]
+    fn side_of<P: Platform>(
+        &self,
+        p: &P,
+        registry: &Registry,
+        stream: Stream<'_>,
+    ) -> Result<Option<Side>, Refused> {
+        let Some((domain, vmid)) = registry.standing(p, stream)? else { return Ok(None) };
+        let entry = stream.device.entry(p, stream.id).ok_or(Refused::Hardware)?;
+        registry.side(domain, vmid, entry.ats()).map(Some)
+    }
+
+    /// The side that a stream goes to, and whether its VMID was allocated for it.
+    fn new_side<P: Platform>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        stream: Stream<'_>,
+        index: u16,
+        ats: bool,
+    ) -> Result<(Side, bool), Refused> {
+        let domain = *registry.domain(index)?;
+        let features = &stream.device.features;
+        let most = Ats::most(features, self.is_trusted(usize::from(stream.smmu), stream.id));
+        let no_ats = Err(Refused::Incompatible(Reason::Ats));
+        match domain.kind {
+            Kind::Stage2(table) => {
+                can_walk(&table, features)?;
+                let ats = match (ats, most) {
+                    (false, _) => Ats::Off,
+                    (true, Ats::Full) => Ats::Full,
+                    // Without stage 1 the device would hold what only full ATS has: physical addresses.
+                    (true, Ats::Off | Ats::SplitStage) => return no_ats,
+                };
+                let space = registry.vmids.get_mut(usize::from(stream.smmu)).ok_or(Refused::UnknownSmmu)?;
+                let cell = self.cell(DomainIndex(index));
+                let tag = tags::allocate(p, space, cell, stream.smmu, TagKind::Vmid)
+                    .map_err(|_| Refused::NoSpace)?;
+                if tag.fresh {
+                    let is_guest = domain.owner != Principal::Host;
+                    stream.device.vmids().set(p, tag.number, VmidOwner::Domain(index), is_guest);
+                }
+                // The VMID goes back with the side, if the attach fails.
+                Ok((registry.side(index, tag.number, ats)?, tag.fresh))
             }
+            Kind::Nested { vsmmu: place, config } => {
+                let vsmmu = registry.vsmmu(place)?;
+                let known = registry.vsmmu_stream(p, stream.smmu, stream.id);
+                if vsmmu.smmu != stream.smmu || known.is_none_or(|known| known.vsmmu() != place) {
+                    return Err(Refused::Incompatible(Reason::Vsmmu));
+                }
+                let wanted = matches!(config, Stage1Config::Translate(stage1) if stage1.wants_ats());
+                let ats = match (wanted, most) {
+                    (false, _) => Ats::Off,
+                    (true, Ats::Off) => return no_ats,
+                    (true, most) => most,
+                };
+                Ok((registry.side(index, vsmmu.vmid, ats)?, false))
+            }
+        }
+    }
+
+    /// Sees to it that the STE of a stream is its own.
+    fn separate<P: Platform>(
+        &self,
+        p: &P,
+        stream: Stream<'_>,
+        pages: &mut impl Pages,
+    ) -> Result<(), Refused> {
+        if let Some(order) = stream.device.separate_order(p, stream.id) {
+            let table = pages.take_run(order).ok_or(Refused::NoMemory { pages: 1 << order })?;
+            stream.device.separate(p, stream.id, table, self.set.parked());
         }
         Ok(())
+    }
+
+    /// Changes a stream over from one side to another; none is parked.
+    #[inline]
+    fn switch<P: Platform, G: Pages>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        stream: Stream<'_>,
+        from: Option<&Side>,
+        to: Option<&Side>,
+        pages: &mut G,
+    ) -> Result<(), Refused> {
+        let mut pages = ArrayRuns(pages);
+        if let Some(to) = to {
+            self.add_entries(p, registry, stream, to, &mut pages)?;
+        }
+        let (left, result) = match self.settle(p, registry, stream, from, to) {
+            Ok(()) => {
+                registry.record(p, stream, from, to);
+                (from, Ok(()))
+            }
+            Err(Fault) => {
+                self.undo(p, registry, stream, from, to)?;
+                (to, Err(Refused::Hardware))
+            }
+        };
+        if let Some(left) = left {
+            self.drop_entries(p, registry, stream, left, &mut pages);
+        }
+        registry.retired.collect(p, &self.readers, &mut pages);
+        result
+    }
+
+    /// Publishes the array of a side's stage-2 domain with the side's entries, before the SMMU can walk its table.
+    #[inline]
+    fn add_entries<P: Platform>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        stream: Stream<'_>,
+        side: &Side,
+        pages: &mut impl ArrayPages,
+    ) -> Result<(), Refused> {
+        let entries = side.entries(stream);
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let cell = self.cell(side.stage2);
+        let array = Array::merge(p, cell.load(p), &entries, pages)
+            .map_err(|error| Refused::NoMemory { pages: error.bytes.div_ceil(4096).next_power_of_two() })?;
+        registry.retired.replace(p, &self.readers, cell, Some(array));
+        Ok(())
+    }
+
+    /// Writes the STE of `to`, and flushes what only this stream had in the IOTLB by the side that it leaves. ATS that goes on, or stays on,
+    /// begins with an empty ATC; that of a device whose ATS goes off is of no use to it, since its requests abort.
+    #[inline]
+    fn settle<P: Platform>(
+        &self,
+        p: &P,
+        registry: &Registry,
+        stream: Stream<'_>,
+        from: Option<&Side>,
+        to: Option<&Side>,
+    ) -> Result<(), Fault> {
+        let device = stream.device;
+        let had_ats = from.is_some_and(|from| from.ats != Ats::Off);
+        let gets_ats = to.filter(|to| to.ats != Ats::Off);
+        if let Some(to) = gets_ats.filter(|_| !had_ats) {
+            // Before the first request is let through: the ATC may be from before another owner's time.
+            empty_atc(p, stream, to)?;
+        }
+        match to {
+            None => device.write_entry(p, stream.id, self.set.parked())?,
+            Some(to) => device.write_entry(p, stream.id, &registry.entry_of(to).map_err(|_| Fault)?)?,
+        }
+        if let Some(to) = gets_ats.filter(|_| had_ats) {
+            empty_atc(p, stream, to)?;
+        }
+        match from {
+            Some(from) => self.flush_last(p, stream, from),
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes the tag of a side if no other stream uses it.
+    #[inline]
+    fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
+        let cell = self.cell(side.stage2);
+        let tag = side.tag_entry(stream).filter(|entry| cell.users(p, entry) == 1);
+        tag.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
+    }
+
+    /// Goes back to `from`. What fails at first succeeds once the SMMU is dead. It is told to forget the STE in any case: memory may say what it
+    /// should while what the SMMU has cached does not.
+    ///
+    /// If that fails too the SMMU is lost, or the device does not answer, and either side may be in use: the stream counts as on the new one, and what either side put into an
+    /// array stays there, so that what the domains take away is not taken for forgotten.
+    #[cold]
+    #[inline(never)]
+    fn undo<P: Platform>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        stream: Stream<'_>,
+        from: Option<&Side>,
+        to: Option<&Side>,
+    ) -> Result<(), Refused> {
+        let again = || {
+            self.settle(p, registry, stream, to, from)?;
+            stream.device.run(p, &[invalidation::forget_ste(stream.id, false)])
+        };
+        if again().or_else(|_| again()).is_ok() {
+            return Ok(());
+        }
+        if let Some(stuck) = to.or(from) {
+            if let Ok(entry) = registry.entry_of(stuck) {
+                stream.device.store_entry(p, stream.id, &entry);
+            }
+            registry.record(p, stream, from, Some(stuck));
+        }
+        Err(Refused::Hardware)
+    }
+
+    /// Takes the entries of a side that a stream has left out of the array, and frees its VMID with the last of them.
+    #[inline]
+    fn drop_entries<P: Platform>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        stream: Stream<'_>,
+        side: &Side,
+        pages: &mut impl ArrayPages,
+    ) {
+        let entries = side.entries(stream);
+        let cell = self.cell(side.stage2);
+        let Some(array) = cell.load(p).filter(|_| !entries.is_empty()) else { return };
+        let mut freed = None;
+        let unref = array.unref(p, &entries, |entry| {
+            // That of a vSMMU lives as long as the vSMMU.
+            if let Some(Tag::Vmid(vmid)) = entry.tag() {
+                freed = Some(vmid);
+            }
+        });
+        if unref.is_err() {
+            log::error!(
+                "SMMU {}: stream {:#x} left a domain whose array does not know it",
+                stream.smmu,
+                stream.id
+            );
+            return;
+        }
+        if side.ats == Ats::Full {
+            self.readers.await_readers(p, side.stage2, || p.relax());
+        }
+        if let Some(vmid) = freed {
+            registry.free_vmid(p, stream, vmid);
+        }
+        if array.len(p) == 0 {
+            registry.retired.replace(p, &self.readers, cell, None);
+        } else if array.trash(p) > array.len(p) / 2 {
+            self.purge(p, registry, cell, array, pages);
+        }
+    }
+
+    #[cold]
+    fn purge<P: Platform>(
+        &self,
+        p: &P,
+        registry: &mut Registry,
+        cell: Cell,
+        array: Array,
+        pages: &mut impl ArrayPages,
+    ) {
+        // Not worth an error: what is trash costs readers little, and the next merge leaves it out.
+        if let Ok(Some(purged)) = array.purge(p, pages) {
+            registry.retired.replace(p, &self.readers, cell, Some(purged));
+        }
+    }
+}
+
+/// Empties the ATC of a stream.
+#[cold]
+fn empty_atc<P: Platform>(p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
+    let [without, with] = invalidation::forget_atc(stream.id);
+    match side.stages {
+        Stages::Nested { substreams: true } => stream.device.run(p, &[without, with]),
+        Stages::Nested { substreams: false } | Stages::Stage2 | Stages::Abort | Stages::Bypass => {
+            stream.device.run(p, &[without])
+        }
+    }
+}
+
+impl Side {
+    fn entry(&self, stream: Stream<'_>, target: Target) -> Entry {
+        Entry::new(stream.smmu, target, self.granule)
+    }
+
+    /// The entry for the tag of the IOTLB.
+    fn tag_entry(&self, stream: Stream<'_>) -> Option<Entry> {
+        let vmid = self.vmid;
+        match self.stages {
+            Stages::Stage2 => Some(self.entry(stream, Target::S2Vmid { vmid })),
+            // Nothing of it is cached but the STE.
+            Stages::Abort => None,
+            Stages::Bypass | Stages::Nested { .. } => Some(self.entry(stream, Target::S2VmidVsmmu { vmid })),
+        }
+    }
+
+    /// What the stream puts into the array of the stage-2 domain.
+    #[inline]
+    fn entries(&self, stream: Stream<'_>) -> StreamEntries {
+        let Some(tag) = self.tag_entry(stream) else { return StreamEntries::new() };
+        if self.stages == Stages::Stage2 && self.ats != Ats::Full {
+            return StreamEntries::one(tag);
+        }
+        let mut entries = StreamEntries::one(tag);
+        // There is room for all of them, and no two are alike.
+        let mut add = |entry: Entry| {
+            let _ = entries.add(entry);
+        };
+        let full = self.ats == Ats::Full;
+        let id = stream.id;
+        match self.stages {
+            Stages::Stage2 => add(self.entry(stream, Target::Ats { stream: id, substream: 0 })),
+            Stages::Abort | Stages::Bypass => {}
+            Stages::Nested { substreams } => {
+                add(self.entry(stream, Target::S2VmidS1Clear { vmid: self.vmid }));
+                add(self.entry(stream, Target::NestedCds { stream: id }));
+                // With split-stage ATS the device has IPAs, which every use translates anew.
+                if full {
+                    add(self.entry(stream, Target::AtsFull { stream: id, substream: 0 }));
+                }
+                if full && substreams {
+                    add(self.entry(stream, Target::AtsFull { stream: id, substream: ALL_SUBSTREAMS }));
+                }
+            }
+        }
+        entries
+    }
+}
+
+impl Registry {
+    /// The domain that a stream is attached to, by what its STE says, and its VMID there.
+    fn standing<P: Platform>(&self, p: &P, stream: Stream<'_>) -> Result<Option<(u16, u16)>, Refused> {
+        let vmid = stream.device.vmid(p, stream.id).ok_or(Refused::UnknownStream)?;
+        if vmid == PARKED_VMID {
+            return Ok(None);
+        }
+        let index = match stream.device.vmids().owner(p, vmid) {
+            VmidOwner::Domain(index) => index,
+            VmidOwner::Vsmmu(_) => {
+                let known = self.vsmmu_stream(p, stream.smmu, stream.id);
+                known.and_then(VsmmuStream::domain).ok_or(Refused::Hardware)?
+            }
+            // Every STE that is not parked has the VMID of a domain or a vSMMU.
+            VmidOwner::Nobody => return Err(Refused::Hardware),
+        };
+        Ok(Some((index, vmid)))
+    }
+
+    /// What is known of a stream that is in a vSMMU.
+    pub(super) fn vsmmu_stream<P: Platform>(&self, p: &P, smmu: u8, stream: u32) -> Option<VsmmuStream> {
+        self.streams.get(usize::from(smmu))?.get(p, u64::from(stream)).map(VsmmuStream)
+    }
+
+    /// The side of a stream in a domain whose tag on its SMMU is `vmid`.
+    #[inline]
+    fn side(&self, domain: u16, vmid: u16, ats: Ats) -> Result<Side, Refused> {
+        let (stage2, stages) = match &self.domain(domain)?.kind {
+            Kind::Stage2(_) => (domain, Stages::Stage2),
+            Kind::Nested { vsmmu, config } => {
+                let stages = match config {
+                    Stage1Config::Abort => Stages::Abort,
+                    Stage1Config::Bypass => Stages::Bypass,
+                    Stage1Config::Translate(stage1) => Stages::Nested { substreams: stage1.cd_max() != 0 },
+                };
+                (self.vsmmu(*vsmmu)?.parent, stages)
+            }
+        };
+        let granule = self.stage2_table(stage2)?.geometry().granule();
+        Ok(Side { domain, stage2: DomainIndex(stage2), vmid, ats, granule, stages })
+    }
+
+    /// The STE of a side.
+    #[inline]
+    fn entry_of(&self, side: &Side) -> Result<StreamTableEntry, Refused> {
+        let table = self.stage2_table(side.stage2.0)?;
+        let (geometry, root) = (table.geometry(), table.root());
+        Ok(match &self.domain(side.domain)?.kind {
+            Kind::Stage2(_) => StreamTableEntry::stage2(geometry, root, side.vmid, side.ats),
+            Kind::Nested { config, .. } => {
+                StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
+            }
+        })
+    }
+
+    fn stage2_table(&self, index: u16) -> Result<&PageTable, Refused> {
+        match &self.domain(index)?.kind {
+            Kind::Stage2(table) => Ok(table),
+            Kind::Nested { .. } => Err(Refused::UnknownDomain),
+        }
+    }
+
+    /// Records that a stream went from one side to another.
+    fn record<P: Platform>(&mut self, p: &P, stream: Stream<'_>, from: Option<&Side>, to: Option<&Side>) {
+        if let Some(domain) = from.and_then(|from| self.domain_mut(from.domain)) {
+            domain.streams = domain.streams.saturating_sub(1);
+        }
+        let mut nested = None;
+        if let Some(to) = to
+            && let Some(domain) = self.domain_mut(to.domain)
+        {
+            domain.streams = domain.streams.saturating_add(1);
+            nested = matches!(domain.kind, Kind::Nested { .. }).then_some(to.domain);
+        }
+        if let Some(known) = self.vsmmu_stream(p, stream.smmu, stream.id)
+            && let Some(streams) = self.streams.get(usize::from(stream.smmu))
+        {
+            streams.set(p, u64::from(stream.id), known.in_domain(nested).0);
+        }
+    }
+
+    /// Whether a domain's array has users of a VMID of its own.
+    fn is_used<P: Platform>(&self, p: &P, cell: Cell, smmu: u8, vmid: u16) -> bool {
+        tags::find(p, cell, smmu, TagKind::Vmid).is_some_and(|(used, _)| used == vmid)
+    }
+
+    /// Frees a VMID of a domain that was flushed, or never used.
+    fn free_vmid<P: Platform>(&mut self, p: &P, stream: Stream<'_>, vmid: u16) {
+        stream.device.vmids().set(p, vmid, VmidOwner::Nobody, false);
+        if let Some(space) = self.vmids.get_mut(usize::from(stream.smmu)) {
+            space.free(p, vmid);
+        }
     }
 }

@@ -1,111 +1,67 @@
-//! The IOMMU service: domains, and which streams are attached to them.
+//! The IOMMU service: domains and vSMMUs, and which streams are attached to them.
 //!
-//! A domain is an address space for DMA: that of the host, which shadows its stage 2, or that of a guest. It
-//! has a stage-2 page table, which the memory part of the hypervisor writes, and an invalidation array: the
-//! tags, one VMID per SMMU, under which caches may hold translations of that table. Everybody who takes a
+//! A domain is an address space for DMA: that of the host, which shadows its stage 2; the memory domain of a guest; one that maps
+//! memory of a guest as it wants; or a nested one, whose stage 1 its owner writes, on top of one of these. A stage-2
+//! domain has a page table, which the memory part of the hypervisor writes, and an invalidation array: the
+//! caches that may hold translations of that table. Everybody who takes a
 //! translation away calls [`Iommu::invalidate`]; attach and detach edit the array.
 //!
-//! The attach lock comes before all locks of memory, pool and queues. It guards the tags, the STEs and the
-//! domains' existence; [`Iommu::invalidate`] does not take it.
+//! The attach lock comes before all locks of memory, pool and queues. It guards the [`registry`], the STEs and all edits of
+//! arrays; [`Iommu::invalidate`] does not take it.
 
 mod attachments;
+mod refused;
+mod registry;
+mod sorted_map;
 #[cfg(test)]
 mod tests;
+mod vsmmus;
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use abi::{DomainHandle, GuestHandle, Status};
+use abi::{DomainHandle, GuestHandle, ObjectHandle, Principal, Reason, VsmmuHandle};
 use smmuv3::address::PhysAddr;
-use smmuv3::features::CommonFormat;
+use smmuv3::features::{CommonFormat, Part};
 use smmuv3::gather::Gather;
-use smmuv3::invalidation::{self, InvalidationArray, MAX_SMMUS};
-use smmuv3::pgtable::{Geometry, Granule};
-use smmuv3::tags::{MAX_DOMAINS, Vmids};
-use spin::Mutex;
+use smmuv3::invalidation::{self, ArrayPages, Cell, Domain, DomainIndex, MAX_SMMUS, Readers};
+use smmuv3::pgtable::PageTable;
+use smmuv3::tags::{self, IdSpace, TagKind};
+use smmuv3::walkable::{self, Unwalkable};
+use spin::{Mutex, MutexGuard};
 
-pub use attachments::{Attachments, StreamState};
+pub use attachments::{How, StreamState};
+pub use refused::Refused;
+pub(crate) use registry::{HOST, memory_domain};
+pub use vsmmus::{OwnerCommands, VirtualStream};
 
+use crate::list::List;
 use crate::platform::Platform;
-use crate::smmu::{Counters, Description, Fault, PARKED_VMID, Pages, RecordedEvent, Set, StartError};
+use crate::smmu::{
+    Counters, Description, Fault, PARKED_VMID, Pages, RecordedEvent, Set, StartError, VMID_BITS, order_of,
+};
+use registry::{Kind, MAX_DOMAINS, Registry, index_of};
 
-/// Why a call to the service was refused. Nothing has changed.
+/// StreamIDs whose devices may have full ATS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// There is no SMMU with this index.
-    UnknownSmmu,
-    /// The SMMU has no such StreamID.
-    UnknownStream,
-    /// The domain does not exist.
-    UnknownDomain,
-    /// The stream is attached, or the domain has streams.
-    Busy,
-    /// The stream is not attached, or the domain exists already.
-    WrongState,
-    /// No VMID is left on the SMMU.
-    NoSpace,
-    /// The pool has not enough memory.
-    NoMemory {
-        /// Pages of 4 KiB, in one aligned run, that are needed.
-        pages: u64,
-    },
-    /// The SMMU failed.
-    Hardware,
+pub struct TrustedStreams {
+    /// Index of the SMMU.
+    pub smmu: u8,
+    /// The first StreamID.
+    pub first: u32,
+    /// The last StreamID.
+    pub last: u32,
 }
 
-impl Refused {
-    /// What the caller of a hypercall is told.
-    pub const fn status(self) -> Status {
-        match self {
-            Self::UnknownSmmu => Status::UnknownSmmu,
-            Self::UnknownStream => Status::UnknownStream,
-            Self::UnknownDomain => Status::UnknownGuest,
-            Self::Busy => Status::Busy,
-            Self::WrongState => Status::WrongState,
-            Self::NoSpace => Status::NoSpace,
-            Self::NoMemory { .. } => Status::NoMemory,
-            Self::Hardware => Status::Hardware,
-        }
-    }
-
-    /// Pages of 4 KiB that the pool lacks, for `X1` of the answer; 0 for other reasons.
-    pub const fn pages(self) -> u64 {
-        match self {
-            Self::NoMemory { pages } => pages,
-            _ => 0,
-        }
-    }
-}
-
-/// The place of a domain in tables of [`MAX_DOMAINS`]: 0 the host's, else the guest's handle.
-const fn index_of(domain: DomainHandle) -> usize {
-    domain.to_register() as usize
-}
-
-/// An address space for DMA.
-struct Domain {
-    /// Root of its page table, 0 while the domain does not exist.
-    root: AtomicU64,
-    tags: InvalidationArray,
-}
-
-impl Domain {
-    const fn new() -> Self {
-        Self { root: AtomicU64::new(0), tags: InvalidationArray::new() }
-    }
-
-    fn root(&self) -> Option<PhysAddr> {
-        let root = self.root.load(Ordering::Acquire);
-        (root != 0).then_some(PhysAddr(root))
-    }
-}
+/// The most ranges of trusted streams.
+pub const MAX_TRUSTED: usize = 16;
 
 /// The IOMMU service of the machine.
 pub struct Iommu {
     set: Set,
-    geometry: Option<Geometry>,
-    domains: [Domain; MAX_DOMAINS],
-    /// The attach lock, and the VMIDs of each SMMU that it guards.
-    attach: Mutex<[Vmids; MAX_SMMUS]>,
+    /// The cells of all domains' arrays, one word each.
+    cells: PhysAddr,
+    readers: Readers,
+    trusted: List<TrustedStreams, MAX_TRUSTED>,
+    /// The attach lock.
+    registry: Mutex<Registry>,
 }
 
 impl Default for Iommu {
@@ -114,14 +70,50 @@ impl Default for Iommu {
     }
 }
 
+/// Memory for the invalidation arrays.
+struct ArrayRuns<'a, G>(&'a mut G);
+
+impl<G: Pages> ArrayPages for ArrayRuns<'_, G> {
+    fn take(&mut self, bytes: u64) -> Option<PhysAddr> {
+        self.0.take_run(order_of(bytes))
+    }
+
+    fn give(&mut self, array: PhysAddr, bytes: u64) {
+        self.0.give_run(array, order_of(bytes));
+    }
+}
+
+/// What a domain is, for `DOMAIN_DESCRIBE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainDescription {
+    /// Register value of the vSMMU that it is nested on; `None` for stage 2.
+    pub vsmmu: Option<u64>,
+    /// Streams that are attached.
+    pub streams: u32,
+    /// vSMMUs on top of it.
+    pub vsmmus: u32,
+}
+
+/// The tag of a domain on an SMMU, for `DOMAIN_TAG`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainTag {
+    /// It has none.
+    None,
+    /// A VMID of its own, and how many streams use it.
+    Own(u16, u32),
+    /// That of its vSMMU, and how many streams use it.
+    Vsmmu(u16, u32),
+}
+
 impl Iommu {
     /// A service without SMMUs and domains.
     pub const fn new() -> Self {
         Self {
             set: Set::new(),
-            geometry: None,
-            domains: [const { Domain::new() }; MAX_DOMAINS],
-            attach: Mutex::new([const { Vmids::new(0, &[]) }; MAX_SMMUS]),
+            cells: PhysAddr(0),
+            readers: Readers::NONE,
+            trusted: List::new(),
+            registry: Mutex::new(Registry::new()),
         }
     }
 
@@ -133,16 +125,12 @@ impl Iommu {
     pub fn probe<P: Platform>(
         &mut self,
         p: &P,
-        bases: impl Iterator<Item = PhysAddr>,
+        smmus: impl Iterator<Item = (PhysAddr, Option<Part>)>,
     ) -> Result<CommonFormat, StartError> {
-        let format = self.set.probe(p, bases)?;
-        for (vmids, features) in self.attach.get_mut().iter_mut().zip(self.set.features()) {
-            *vmids = Vmids::new(features.vmid_bits, &[PARKED_VMID]);
-        }
-        Ok(format)
+        self.set.probe(p, smmus)
     }
 
-    /// Turns the SMMUs on with every stream parked. `geometry` is that of every domain's page table.
+    /// Turns the SMMUs on with every stream parked. Full ATS is for `trusted` streams alone.
     ///
     /// # Errors
     /// See [`Set::start`]: the machine cannot be started.
@@ -150,10 +138,26 @@ impl Iommu {
         &mut self,
         p: &P,
         format: &CommonFormat,
-        geometry: Geometry,
+        trusted: List<TrustedStreams, MAX_TRUSTED>,
         pages: &mut impl Pages,
     ) -> Result<(), StartError> {
-        self.geometry = Some(geometry);
+        self.trusted = trusted;
+        let no_memory = StartError { base: None, cause: crate::smmu::Cause::NoMemory };
+        let mut take = |bytes| pages.take_run(order_of(bytes)).ok_or(no_memory);
+        self.cells = take(MAX_DOMAINS as u64 * CELL_BYTES)?;
+        for index in 0..MAX_DOMAINS as u64 {
+            p.write_u64(self.cells.offset(index * CELL_BYTES), 0);
+        }
+        self.readers = Readers::new(p, take(Readers::bytes(p.cpus()))?, p.cpus());
+        let space_bytes = IdSpace::bytes(VMID_BITS);
+        let bitmaps = take(space_bytes * MAX_SMMUS as u64)?;
+        let spaces = self.registry.get_mut().vmids.iter_mut();
+        for ((space, features), offset) in
+            spaces.zip(self.set.features()).zip((0..).step_by(space_bytes as usize))
+        {
+            *space = IdSpace::new(p, bitmaps.offset(offset), features.vmid_bits.min(VMID_BITS));
+            space.reserve(p, PARKED_VMID);
+        }
         self.set.start(p, format, pages)
     }
 
@@ -162,66 +166,184 @@ impl Iommu {
         &self.set
     }
 
-    /// Makes a domain whose page table, of the geometry that [`Iommu::start`] was given, has its root at
-    /// `root`.
+    /// Makes the host's domain or the memory domain of a guest, with this page table.
     ///
     /// # Errors
     /// [`Refused::WrongState`] if the domain exists; nothing is changed.
-    pub fn create_domain(&self, domain: DomainHandle, root: PhysAddr) -> Result<(), Refused> {
-        self.attachments().create_domain(domain, root)
+    pub fn create_domain(&self, domain: DomainHandle, table: PageTable) -> Result<(), Refused> {
+        let owner = match domain {
+            DomainHandle::Host => Principal::Host,
+            DomainHandle::Guest(guest) => Principal::Guest(guest),
+            DomainHandle::Created(_) => return Err(Refused::UnknownDomain),
+        };
+        self.registry.lock().put_domain(index_of(domain), owner, Kind::Stage2(table))
     }
 
-    /// Ends a guest's domain. On return no SMMU uses its page table and no cache holds anything of it.
+    /// A place for a stage-2 domain that a call makes, to make its page table for. The caller keeps others from making domains.
     ///
     /// # Errors
-    /// [`Refused::UnknownDomain`]; [`Refused::Busy`] if a stream is attached to it; nothing is changed.
-    pub fn destroy_domain(&self, guest: GuestHandle) -> Result<(), Refused> {
-        self.attachments().destroy_domain(guest)
+    /// [`Refused::NoSpace`].
+    pub fn reserve_domain(&self) -> Result<DomainIndex, Refused> {
+        self.registry.lock().free_domain_place().map(DomainIndex)
     }
 
-    /// Takes the attach lock: no lock of memory, pool or queues is held.
+    /// Makes a stage-2 domain of a guest, with this page table, at a place that was free.
+    ///
+    /// # Errors
+    /// [`Refused::WrongState`]; nothing is changed.
+    pub fn create_stage2(
+        &self,
+        index: DomainIndex,
+        guest: GuestHandle,
+        table: PageTable,
+    ) -> Result<ObjectHandle, Refused> {
+        let mut registry = self.registry.lock();
+        registry.put_domain(index.0, Principal::Guest(guest), Kind::Stage2(table))?;
+        registry.created_handle(index.0)
+    }
+
+    /// Ends a domain. On return no SMMU uses its page table and no cache holds anything of it.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownDomain`], [`Refused::UnknownGuest`]; [`Refused::Busy`] if a stream is attached to it or a vSMMU stands on
+    /// it; nothing is changed.
+    pub fn destroy_domain(&self, domain: DomainHandle) -> Result<(), Refused> {
+        let mut registry = self.registry.lock();
+        let index = registry.find_domain(domain)?;
+        let removed = registry.remove_domain(index)?;
+        if let Kind::Nested { vsmmu, .. } = removed.kind
+            && let Some(vsmmu) = registry.vsmmu_mut(vsmmu)
+        {
+            vsmmu.domains = vsmmu.domains.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Whether a domain exists, and whose it is.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownDomain`], [`Refused::UnknownGuest`].
+    pub fn owner_of(&self, domain: DomainHandle) -> Result<Principal, Refused> {
+        let registry = self.registry.lock();
+        Ok(registry.domain(registry.find_domain(domain)?)?.owner)
+    }
+
+    /// What a domain is.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownDomain`], [`Refused::UnknownGuest`].
+    pub fn describe_domain(&self, domain: DomainHandle) -> Result<DomainDescription, Refused> {
+        let registry = self.registry.lock();
+        let found = registry.domain(registry.find_domain(domain)?)?;
+        let vsmmu = match found.kind {
+            Kind::Stage2(_) => None,
+            Kind::Nested { vsmmu, .. } => Some(registry.vsmmu_handle(vsmmu)?.to_register()),
+        };
+        Ok(DomainDescription { vsmmu, streams: found.streams, vsmmus: found.vsmmus })
+    }
+
+    /// The tag that a domain has on an SMMU, and its users.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownDomain`], [`Refused::UnknownGuest`], [`Refused::UnknownSmmu`].
+    pub fn domain_tag<P: Platform>(
+        &self,
+        p: &P,
+        domain: DomainHandle,
+        smmu: usize,
+    ) -> Result<DomainTag, Refused> {
+        let registry = self.registry.lock();
+        let index = registry.find_domain(domain)?;
+        if smmu >= self.set.count() {
+            return Err(Refused::UnknownSmmu);
+        }
+        match registry.domain(index)?.kind {
+            Kind::Stage2(_) => {
+                let tag = tags::find(p, self.cell(DomainIndex(index)), smmu as u8, TagKind::Vmid);
+                Ok(tag.map_or(DomainTag::None, |(vmid, users)| DomainTag::Own(vmid, users)))
+            }
+            Kind::Nested { vsmmu, .. } => {
+                let vsmmu = registry.vsmmu(vsmmu)?;
+                let is_here = usize::from(vsmmu.smmu) == smmu;
+                let streams = registry.domain(index)?.streams;
+                Ok(if is_here { DomainTag::Vsmmu(vsmmu.vmid, streams) } else { DomainTag::None })
+            }
+        }
+    }
+
+    /// Something that an owner has, on which nothing else of it stands; `None` when it has nothing.
+    pub fn next_of<P: Platform>(&self, p: &P, owner: Principal) -> Option<Owned> {
+        let registry = self.registry.lock();
+        let nested = registry.find_created(owner, |kind| matches!(kind, Kind::Nested { .. }));
+        if let Some(handle) = nested.and_then(|index| registry.handle_of(index).ok()) {
+            return Some(Owned::Nested(handle));
+        }
+        if let Some(place) = registry.vsmmu_of(owner)
+            && let (Ok(handle), Ok(vsmmu)) = (registry.vsmmu_handle(place), registry.vsmmu(place))
+        {
+            let stream = vsmmu.streams.first(p);
+            return Some(
+                stream.map_or(Owned::Vsmmu(handle), |(id, _)| Owned::VirtualStream(handle, id as u32)),
+            );
+        }
+        let stage2 = registry.find_created(owner, |kind| matches!(kind, Kind::Stage2(_)))?;
+        registry.created_handle(stage2).ok().map(|handle| Owned::Stage2(handle, DomainIndex(stage2)))
+    }
+
+    /// Whether a vSMMU exists.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`].
+    pub fn check_vsmmu(&self, vsmmu: VsmmuHandle) -> Result<(), Refused> {
+        self.registry.lock().find_vsmmu(vsmmu).map(drop)
+    }
+
     #[inline]
-    pub fn attachments(&self) -> Attachments<'_> {
-        Attachments::new(self)
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock()
     }
 
-    /// Whether no stream is attached to a domain, so that nothing of its table is in any IOTLB.
+    /// Where the array of a domain is.
     #[inline]
-    pub fn is_idle(&self, domain: DomainHandle) -> bool {
-        self.domain(domain).is_none_or(|domain| domain.tags.is_idle())
+    const fn cell(&self, domain: DomainIndex) -> Cell {
+        Cell(self.cells.offset(domain.0 as u64 * CELL_BYTES))
     }
 
-    /// Makes every IOTLB forget what `gather` collected from a domain's page table, and returns when they
+    /// Whether a stream may have full ATS.
+    fn is_trusted(&self, smmu: usize, stream: u32) -> bool {
+        self.trusted
+            .iter()
+            .any(|range| usize::from(range.smmu) == smmu && range.first <= stream && stream <= range.last)
+    }
+
+    /// Makes every cache forget what `gather` collected from a domain's page table, and returns when they
     /// have. The descriptors are stored before; the barriers are in here. Takes no lock but those of the
     /// queues.
     ///
     /// # Errors
-    /// [`Fault`]: an IOTLB may still hold what was to be forgotten. The caller restores or quarantines.
+    /// [`Fault`]: a cache may still hold what was to be forgotten. The caller restores or quarantines.
     #[inline]
-    pub fn invalidate<P: Platform>(
-        &self,
-        p: &P,
-        domain: DomainHandle,
-        gather: &Gather,
-        granule: Granule,
-    ) -> Result<(), Fault> {
-        let Some(domain) = self.domain(domain) else { return Ok(()) };
-        invalidation::invalidate(&self.set.queues(p), p, &domain.tags, gather, granule)
-            .map_err(|failed| failed.fault)
-    }
-
-    #[inline]
-    fn domain(&self, domain: DomainHandle) -> Option<&Domain> {
-        self.domains.get(index_of(domain))
+    pub fn invalidate<P: Platform>(&self, p: &P, domain: DomainIndex, gather: &Gather) -> Result<(), Fault> {
+        let domain = Domain { readers: &self.readers, cpu: p.cpu(), index: domain, array: self.cell(domain) };
+        invalidation::invalidate(&self.set.queues(p), p, &domain, gather).map_err(|failed| failed.fault)
     }
 
     /// What an SMMU is, the VMIDs in use on it, and the largest that it can give out; `None` if there is none
     /// with this index.
     pub fn describe(&self, index: usize) -> Option<(Description, u16, u16)> {
         let description = self.set.describe(index)?;
-        let vmids = self.attach.lock();
-        let vmids = vmids.get(index)?;
-        Some((description, vmids.in_use() as u16, vmids.max()))
+        let (used, free) = self.vmids(index)?;
+        Some((description, (used - 1) as u16, (used + free) as u16))
+    }
+
+    /// VMIDs of an SMMU that are in use, the one of unattached streams included, and that are free; `None` if there is no such SMMU.
+    pub fn vmids(&self, index: usize) -> Option<(u32, u32)> {
+        if index >= self.set.count() {
+            return None;
+        }
+        let registry = self.registry.lock();
+        let space = registry.vmids.get(index)?;
+        Some((space.taken(), space.available()))
     }
 
     /// Drains the hardware event queues, then takes the oldest event and how many were lost since the last
@@ -235,4 +357,37 @@ impl Iommu {
     pub fn counters(&self) -> Counters {
         self.set.counters()
     }
+}
+
+/// Bytes of a cell.
+const CELL_BYTES: u64 = 8;
+
+/// Something that an owner has, for whoever takes it apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owned {
+    /// A nested domain.
+    Nested(DomainHandle),
+    /// A StreamID of a vSMMU.
+    VirtualStream(VsmmuHandle, u32),
+    /// A vSMMU without StreamIDs.
+    Vsmmu(VsmmuHandle),
+    /// A stage-2 domain that a call made, and its place.
+    Stage2(ObjectHandle, DomainIndex),
+}
+
+/// The reason that a caller is told.
+const fn reason(unwalkable: Unwalkable) -> Reason {
+    match unwalkable {
+        Unwalkable::Format => Reason::Format,
+        Unwalkable::Granule => Reason::Granule,
+        Unwalkable::InputSize => Reason::InputSize,
+        Unwalkable::OutputSize => Reason::OutputSize,
+        Unwalkable::Blocks => Reason::Blocks,
+        Unwalkable::Coherency => Reason::Coherency,
+    }
+}
+
+/// Whether an SMMU can serve a stage-2 domain with this table.
+fn can_walk(table: &PageTable, features: &smmuv3::features::Features) -> Result<(), Refused> {
+    walkable::stage2(table, features).map_err(|unwalkable| Refused::Incompatible(reason(unwalkable)))
 }

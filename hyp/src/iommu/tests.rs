@@ -6,16 +6,17 @@ extern crate std;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::boxed::Box;
 use std::sync::Arc;
-use std::vec;
 use std::vec::Vec;
 
-use abi::{DomainHandle, GuestHandle, Status};
+use abi::{DomainHandle, GuestHandle, Reason, Status};
 use smmuv3::address::PhysAddr;
 use smmuv3::command::opcode::{CFGI_STE, SYNC, TLBI_S2_IPA, TLBI_S12_VMALL};
-use smmuv3::pgtable::{Geometry, Granule};
+use smmuv3::invalidation::DomainIndex;
+use smmuv3::pgtable::{Blocks, Geometry, Granule};
 
 use super::*;
-use crate::smmu::fake::{Action, Fake, FakePages, POOL, offset};
+use crate::memory::Failure;
+use crate::smmu::fake::{Action, Fake, FakePages, offset};
 use crate::smmu::{Condition, abort_all};
 
 const HOST: DomainHandle = DomainHandle::Host;
@@ -24,6 +25,14 @@ const HOST_ROOT: PhysAddr = PhysAddr(0x4000_0000);
 fn guest(handle: u64) -> GuestHandle {
     GuestHandle::from_register(handle).unwrap()
 }
+
+fn table(root: u64) -> PageTable {
+    PageTable::new(Geometry::stage2(Granule::Size4K, 40, 44).unwrap(), Blocks::Never, PhysAddr(root))
+}
+
+/// The places of the host's domain and of guest 1's.
+const HOST_INDEX: DomainIndex = DomainIndex(0);
+const GUEST_INDEX: DomainIndex = DomainIndex(1);
 
 struct Machine {
     fake: Fake,
@@ -43,27 +52,30 @@ impl Machine {
         let mut iommu = Box::new(Iommu::new());
         let mut pages = FakePages::new();
         abort_all(&fake, fake.bases().into_iter()).unwrap();
-        let format = iommu.probe(&fake, fake.bases().into_iter()).unwrap();
-        let geometry = Geometry::stage2(format.granule, 40, format.oas_bits).unwrap();
-        iommu.start(&fake, &format, geometry, &mut pages).unwrap();
-        iommu.create_domain(HOST, HOST_ROOT).unwrap();
+        let format = iommu.probe(&fake, fake.smmus()).unwrap();
+        iommu.start(&fake, &format, List::new(), &mut pages).unwrap();
+        iommu.create_domain(HOST, table(HOST_ROOT.0)).unwrap();
         for handle in 1..=2 {
-            iommu.create_domain(DomainHandle::Guest(guest(handle)), PhysAddr(0x5000_0000 * handle)).unwrap();
+            iommu.create_domain(DomainHandle::Guest(guest(handle)), table(0x5000_0000 * handle)).unwrap();
         }
         fake.take_actions();
         Self { fake, iommu, pages }
     }
 
     fn attach(&mut self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
-        self.iommu.attachments().attach(&self.fake, smmu, stream, domain, &mut self.pages)
+        self.iommu.attach(&self.fake, smmu, stream, domain, How::default(), &mut self.pages)
     }
 
-    fn detach(&self, smmu: usize, stream: u32) -> Result<(), Refused> {
-        self.iommu.attachments().detach(&self.fake, smmu, stream)
+    fn detach(&mut self, smmu: usize, stream: u32) -> Result<(), Refused> {
+        self.iommu.detach(&self.fake, smmu, stream, &mut self.pages)
     }
 
     fn query(&self, smmu: usize, stream: u32) -> StreamState {
-        self.iommu.attachments().query(&self.fake, smmu, stream).unwrap()
+        self.iommu.query(&self.fake, smmu, stream).unwrap()
+    }
+
+    fn is_idle(&self, domain: DomainIndex) -> bool {
+        self.iommu.cell(domain).is_idle(&self.fake)
     }
 
     fn vmids_in_use(&self, smmu: usize) -> u16 {
@@ -71,13 +83,17 @@ impl Machine {
     }
 
     fn entry(&self, smmu: usize, stream: u32) -> [u64; 8] {
-        // Two-level, as IHI 0070, 3.3.2 says, SPLIT 6.
-        let state = self.fake.0.lock().unwrap();
-        let memory = &state.memory;
-        let base = state.smmus[smmu].get(offset::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
-        let table = memory[&(base + u64::from(stream >> 6) * 8)] & 0x000f_ffff_ffff_ffc0;
+        let table = level2_table(&self.fake, smmu, stream);
+        let memory = &self.fake.0.lock().unwrap().memory;
         core::array::from_fn(|word| memory[&(table + u64::from(stream & 63) * 64 + word as u64 * 8)])
     }
+}
+
+/// Where the STE of a stream is. Two-level, as IHI 0070, 3.3.2 says, SPLIT 6.
+fn level2_table(fake: &Fake, smmu: usize, stream: u32) -> u64 {
+    let state = fake.0.lock().unwrap();
+    let base = state.smmus[smmu].get(offset::STRTAB_BASE) & 0x000f_ffff_ffff_ffc0;
+    state.memory[&(base + u64::from(stream >> 6) * 8)] & 0x000f_ffff_ffff_ffc0
 }
 
 #[test]
@@ -107,7 +123,7 @@ fn attach_and_detach_follow_the_order_of_the_array() {
     assert_eq!(machine.entry(1, 0x800), parked);
     let opcodes = machine.fake.take_opcodes(1);
     assert_eq!(opcodes, [CFGI_STE, SYNC, CFGI_STE, SYNC, CFGI_STE, SYNC, TLBI_S12_VMALL, SYNC]);
-    assert!(machine.iommu.is_idle(HOST));
+    assert!(machine.is_idle(HOST_INDEX));
     assert_eq!(machine.vmids_in_use(1), 0);
     assert_eq!(machine.detach(1, 0x800), Err(Refused::WrongState));
 }
@@ -115,23 +131,26 @@ fn attach_and_detach_follow_the_order_of_the_array() {
 #[test]
 fn the_tag_is_in_the_array_whenever_the_ste_is_not_parked() {
     let Machine { fake, iommu, mut pages } = Machine::new();
-    let iommu: &'static Iommu = Box::leak(iommu);
-    iommu.attachments().attach(&fake, 1, 8, HOST, &mut pages).unwrap();
-    iommu.attachments().detach(&fake, 1, 8).unwrap();
+    let (fake, iommu): (&'static Fake, &'static Iommu) = (Box::leak(Box::new(fake)), Box::leak(iommu));
+    let mut round = || {
+        iommu.attach(fake, 1, 8, HOST, How::default(), &mut pages).unwrap();
+        iommu.detach(fake, 1, 8, &mut pages).unwrap();
+    };
+    round();
     // The STE's span has its own table now: of the stores below, those to it are the STE's.
-    let table = pages.next - 4096;
+    let table = level2_table(fake, 1, 8);
     let seen = Arc::new(AtomicUsize::new(0));
     let count = seen.clone();
+    let is_idle = || iommu.cell(HOST_INDEX).is_idle(fake);
     *fake.1.lock().unwrap() = Some(Box::new(move |at| {
         if (table..table + 4096).contains(&at) {
-            assert!(!iommu.is_idle(HOST), "an STE was stored while its tag was in no array");
+            assert!(!is_idle(), "an STE was stored while its tag was in no array");
             count.fetch_add(1, Ordering::Relaxed);
         }
     }));
-    iommu.attachments().attach(&fake, 1, 8, HOST, &mut pages).unwrap();
-    iommu.attachments().detach(&fake, 1, 8).unwrap();
+    round();
     assert!(seen.load(Ordering::Relaxed) >= 8);
-    assert!(iommu.is_idle(HOST));
+    assert!(is_idle());
 }
 
 #[test]
@@ -140,7 +159,7 @@ fn a_tag_is_shared_and_flushed_once_after_its_last_stream() {
     machine.attach(0, 8, HOST).unwrap();
     let left = machine.pages.left;
     machine.attach(0, 16, HOST).unwrap();
-    assert_eq!(machine.pages.left, left, "the span has its table already");
+    assert_eq!(machine.pages.left, left, "the span has its table already, and the old array is back");
     machine.attach(2, 16, HOST).unwrap();
     machine.attach(0, 24, DomainHandle::Guest(guest(2))).unwrap();
     assert_eq!(machine.vmids_in_use(0), 2);
@@ -151,7 +170,7 @@ fn a_tag_is_shared_and_flushed_once_after_its_last_stream() {
     machine.detach(0, 16).unwrap();
     assert!(machine.fake.take_opcodes(0).contains(&TLBI_S12_VMALL));
     assert_eq!((machine.vmids_in_use(0), machine.vmids_in_use(2)), (1, 1));
-    assert!(!machine.iommu.is_idle(HOST));
+    assert!(!machine.is_idle(HOST_INDEX));
     let domain = DomainHandle::Guest(guest(1));
     machine.attach(0, 8, domain).unwrap();
     assert_eq!(machine.query(0, 8), StreamState::Attached { domain, vmid: 2 }, "the tag is used again");
@@ -164,16 +183,35 @@ fn a_refused_call_changes_nothing() {
     assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Busy));
     assert_eq!(machine.attach(3, 8, HOST), Err(Refused::UnknownSmmu));
     assert_eq!(machine.attach(0, 0x1_0000, HOST), Err(Refused::UnknownStream));
-    assert_eq!(machine.attach(0, 9, DomainHandle::Guest(guest(64))), Err(Refused::UnknownDomain));
+    assert_eq!(machine.attach(0, 9, DomainHandle::Guest(guest(64))), Err(Refused::UnknownGuest));
     machine.pages.left = 0;
     machine.fake.take_actions();
+    let memory = machine.fake.0.lock().unwrap().memory.clone();
     assert_eq!(machine.attach(0, 0x40, DomainHandle::Guest(guest(1))), Err(Refused::NoMemory { pages: 1 }));
     assert_eq!(machine.detach(0, 9), Err(Refused::WrongState));
     assert_eq!(machine.detach(0, 0x4_0000), Err(Refused::UnknownStream));
-    assert_eq!(machine.fake.take_actions(), vec![]);
+    assert_eq!(machine.fake.take_opcodes(0), []);
+    assert!(machine.fake.0.lock().unwrap().memory == memory);
     assert_eq!(machine.vmids_in_use(0), 1);
-    assert!(machine.iommu.is_idle(DomainHandle::Guest(guest(1))));
-    assert_eq!(Refused::NoMemory { pages: 1 }.status(), Status::NoMemory);
+    assert!(machine.is_idle(GUEST_INDEX));
+    let failure = Failure::from(Refused::NoMemory { pages: 1 });
+    assert_eq!((failure.status, failure.detail), (Status::NoMemory, 1));
+}
+
+#[test]
+fn split_stage_ats_is_none_without_stage_1() {
+    const ATS: u64 = 1 << 10;
+    const BOTH_STAGES: u64 = 0b11;
+    let mut machine = Machine::with(|fake| fake.with(0, |smmu| smmu.set(0, smmu.get(0) | ATS | BOTH_STAGES)));
+    assert!(machine.iommu.set.get(0).unwrap().features.split_stage_ats);
+    let with_ats = How { replace: false, ats: true };
+    let Machine { fake, iommu, pages } = &mut machine;
+    let refused = Err(Refused::Incompatible(Reason::Ats));
+    assert_eq!(iommu.attach(fake, 0, 8, HOST, with_ats, pages), refused);
+    assert_eq!(iommu.attach(fake, 1, 8, HOST, with_ats, pages), refused, "an SMMU without any ATS");
+    assert_eq!(machine.query(0, 8), StreamState::Unattached);
+    assert_eq!((machine.vmids_in_use(0), machine.is_idle(HOST_INDEX)), (0, true));
+    machine.attach(0, 8, HOST).unwrap();
 }
 
 #[test]
@@ -181,12 +219,12 @@ fn a_domain_ends_only_without_streams() {
     let mut machine = Machine::new();
     let domain = DomainHandle::Guest(guest(1));
     machine.attach(0, 8, domain).unwrap();
-    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::Busy));
-    assert_eq!(machine.iommu.create_domain(domain, PhysAddr(0x1000)), Err(Refused::WrongState));
+    assert_eq!(machine.iommu.destroy_domain(DomainHandle::Guest(guest(1))), Err(Refused::Busy));
+    assert_eq!(machine.iommu.create_domain(domain, table(0x1000)), Err(Refused::WrongState));
     machine.detach(0, 8).unwrap();
-    machine.iommu.destroy_domain(guest(1)).unwrap();
-    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::UnknownDomain));
-    assert_eq!(machine.attach(0, 8, domain), Err(Refused::UnknownDomain));
+    machine.iommu.destroy_domain(DomainHandle::Guest(guest(1))).unwrap();
+    assert_eq!(machine.iommu.destroy_domain(DomainHandle::Guest(guest(1))), Err(Refused::UnknownGuest));
+    assert_eq!(machine.attach(0, 8, domain), Err(Refused::UnknownGuest));
 }
 
 #[test]
@@ -198,7 +236,7 @@ fn an_attach_whose_command_fails_is_undone_wherever_it_fails() {
         assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
         assert_eq!(machine.entry(0, 8), parked);
         assert_eq!((machine.vmids_in_use(0), machine.query(0, 8)), (0, StreamState::Unattached));
-        assert!(machine.iommu.is_idle(HOST));
+        assert!(machine.is_idle(HOST_INDEX));
         machine.attach(0, 8, HOST).unwrap();
     }
 }
@@ -211,7 +249,7 @@ fn an_attach_that_kills_the_smmu_is_undone_as_well() {
         machine.fake.fail_commands(0, &[1, second]);
         assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
         assert_eq!((machine.vmids_in_use(0), machine.query(0, 8)), (0, StreamState::Unattached));
-        assert!(machine.iommu.is_idle(HOST));
+        assert!(machine.is_idle(HOST_INDEX));
     }
     let mut machine = Machine::new();
     machine.fake.with(0, |smmu| {
@@ -221,7 +259,7 @@ fn an_attach_that_kills_the_smmu_is_undone_as_well() {
     assert_eq!(machine.attach(0, 8, HOST), Err(Refused::Hardware));
     // A lost SMMU may translate by the new STE.
     assert_eq!(machine.query(0, 8), StreamState::Attached { domain: HOST, vmid: 2 });
-    assert!(!machine.iommu.is_idle(HOST), "the tag of a lost SMMU is never free again");
+    assert!(!machine.is_idle(HOST_INDEX), "the tag of a lost SMMU is never free again");
 }
 
 #[test]
@@ -235,9 +273,9 @@ fn a_detach_whose_command_fails_leaves_the_stream_attached() {
         assert_eq!(machine.detach(0, 8), Err(Refused::Hardware));
         assert_eq!(machine.entry(0, 8), attached);
         assert_eq!(machine.query(0, 8), StreamState::Attached { domain: HOST, vmid: 2 });
-        assert!(!machine.iommu.is_idle(HOST));
+        assert!(!machine.is_idle(HOST_INDEX));
         machine.detach(0, 8).unwrap();
-        assert!(machine.iommu.is_idle(HOST));
+        assert!(machine.is_idle(HOST_INDEX));
     }
 }
 
@@ -250,10 +288,10 @@ fn a_dead_smmu_lets_go_of_its_streams_and_takes_no_new_ones() {
     let mut gather = Gather::new();
     gather.add_leaf(0x4020_0000, 0x1000, 3);
     machine.fake.take_actions();
-    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST, &gather, Granule::Size4K), Err(Fault));
+    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST_INDEX, &gather), Err(Fault));
     assert_eq!(machine.fake.take_opcodes(1), [TLBI_S2_IPA, SYNC], "the others are invalidated all the same");
     assert_eq!(machine.iommu.describe(0).unwrap().0.condition, Condition::Dead);
-    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST, &gather, Granule::Size4K), Ok(()));
+    assert_eq!(machine.iommu.invalidate(&machine.fake, HOST_INDEX, &gather), Ok(()));
     assert_eq!(machine.attach(0, 9, HOST), Err(Refused::Hardware));
     machine.detach(0, 8).unwrap();
     assert_eq!(machine.query(0, 8), StreamState::Unattached);
@@ -272,7 +310,7 @@ fn a_lost_smmu_keeps_its_tags() {
         assert_eq!(machine.detach(0, 8), Err(Refused::Hardware));
         assert_eq!(machine.query(0, 8), StreamState::Attached { domain, vmid: 2 });
     }
-    assert_eq!(machine.iommu.destroy_domain(guest(1)), Err(Refused::Busy));
+    assert_eq!(machine.iommu.destroy_domain(DomainHandle::Guest(guest(1))), Err(Refused::Busy));
 }
 
 #[test]
@@ -304,9 +342,9 @@ fn a_linear_table_works_as_well() {
     let mut machine = Machine::with(|fake| fake.with(0, |smmu| smmu.set(0x04, 0x0273_0005)));
     let left = machine.pages.left;
     machine.attach(0, 31, HOST).unwrap();
-    assert_eq!(machine.pages.left, left);
+    assert_eq!(machine.pages.left, left - 1, "the array");
     assert_eq!(machine.attach(0, 32, HOST), Err(Refused::UnknownStream));
     assert_eq!(machine.query(0, 30), StreamState::Unattached);
     machine.detach(0, 31).unwrap();
-    assert!(machine.pages.next > POOL);
+    assert_eq!(machine.pages.left, left);
 }

@@ -19,8 +19,9 @@ pub enum Owner {
     Nobody,
 }
 
-/// What the table says of one unit. Bits 7:0 say who owns it and bits 15:8 with whom the host shares it, both as
-/// 0 (host or not shared), 1 to 64 (a guest), [`Self::HYPERVISOR_CODE`] or [`Self::NOBODY_CODE`].
+/// What the table says of one unit. Bits 7:0 say who owns it and, of the host's, bits 15:8 with whom it is shared, both as
+/// 0 (host or not shared), 1 to 64 (a guest), [`Self::HYPERVISOR_CODE`] or [`Self::NOBODY_CODE`]. Of a guest's, bits 15:8 are how
+/// often domains that a call made map it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u16);
 
@@ -63,10 +64,22 @@ impl PageState {
     pub fn sharer(self) -> Option<Recipient> {
         match self.0 >> 8 {
             0 => None,
+            _ if self.0 & 0xff != 0 => None,
             code => Some(
                 GuestHandle::from_register(u64::from(code)).map_or(Recipient::Hypervisor, Recipient::Guest),
             ),
         }
+    }
+
+    /// The same with one mapping more; `None` when it is no guest's, or is mapped as often as can be counted.
+    const fn mapped(self, guest: GuestHandle) -> Option<Self> {
+        let is_guests = self.0 & 0xff == guest.to_register() as u16;
+        if is_guests && self.0 >> 8 < MAX_MAPPINGS { Some(Self(self.0 + (1 << 8))) } else { None }
+    }
+
+    /// The same with one mapping less.
+    const fn unmapped(self) -> Self {
+        if self.0 >> 8 == 0 { self } else { Self(self.0 - (1 << 8)) }
     }
 
     /// Four times this state: what a 64-bit word of the table holds when all of its units are alike.
@@ -100,6 +113,11 @@ impl FrameRun {
         self.units
     }
 
+    /// The numbers of its units in the bank's table.
+    fn each(&self) -> core::ops::Range<u64> {
+        self.first..self.first + self.units
+    }
+
     /// Calls `visit` with the address of each word that holds a unit of the run and a mask of the run's units in it,
     /// until it answers `false`; whether it never did.
     #[inline]
@@ -118,6 +136,9 @@ impl FrameRun {
         true
     }
 }
+
+/// The most mappings of one unit that are counted.
+const MAX_MAPPINGS: u16 = 0xff;
 
 const UNITS_PER_WORD: u64 = 4;
 const UNIT_BYTES_IN_TABLE: u64 = 2;
@@ -201,6 +222,109 @@ impl FrameTable {
         Some(PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16))
     }
 
+    /// Counts one mapping more of every unit of the run; `false`, and nothing is changed, if the guest does not own one of them.
+    /// An error says that one is mapped as often as can be counted.
+    pub fn add_mapping(
+        &mut self,
+        memory: &impl Memory,
+        run: &FrameRun,
+        guest: GuestHandle,
+    ) -> Result<bool, TooManyMappings> {
+        let code = PageState::guest(guest).0;
+        let mut owned = true;
+        let mut room = true;
+        for unit in run.each() {
+            let state = self.unit(memory, run, unit);
+            owned &= state.0 & 0xff == code;
+            room &= state.mapped(guest).is_some();
+        }
+        if !owned {
+            return Ok(false);
+        }
+        if !room {
+            return Err(TooManyMappings);
+        }
+        for unit in run.each() {
+            if let Some(state) = self.unit(memory, run, unit).mapped(guest) {
+                self.set_unit(memory, run, unit, state);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Counts one mapping less of every unit of the run.
+    pub fn remove_mapping(&mut self, memory: &impl Memory, run: &FrameRun) {
+        for unit in run.each() {
+            let state = self.unit(memory, run, unit);
+            self.set_unit(memory, run, unit, state.unmapped());
+        }
+    }
+
+    fn unit(&self, memory: &impl Memory, run: &FrameRun, unit: u64) -> PageState {
+        let word = memory.read_u64(run.words.offset(unit / UNITS_PER_WORD * 8));
+        PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16)
+    }
+
+    fn set_unit(&mut self, memory: &impl Memory, run: &FrameRun, unit: u64, state: PageState) {
+        let at = run.words.offset(unit / UNITS_PER_WORD * 8);
+        let lane = 16 * (unit % UNITS_PER_WORD);
+        let word = memory.read_u64(at) & !(0xffff << lane);
+        memory.write_u64(at, word | u64::from(state.0) << lane);
+    }
+
+    /// Looks for units that a guest owns, or that are shared with it, from `from` on, through at most `words` words of table; a run
+    /// of units that lie side by side and are alike, within one step.
+    pub fn next_of(
+        &self,
+        memory: &impl Memory,
+        guest: GuestHandle,
+        from: Position,
+        mut words: u64,
+    ) -> SearchOf {
+        let owned = PageState::guest(guest).0;
+        let shared = PageState::shared(Recipient::Guest(guest)).0;
+        let is_wanted = |state: PageState| state.0 & 0xff == owned || state.0 == shared;
+        let Position { mut bank, mut unit } = from;
+        while let Some(here) = self.banks.get(bank) {
+            let units = here.range.size_bytes() >> self.unit_log2;
+            let state = |unit: u64| {
+                let word = memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8));
+                PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16)
+            };
+            while unit < units {
+                if words == 0 {
+                    return SearchOf::Unfinished(Position { bank, unit });
+                }
+                words -= 1;
+                // All four are the host's and unshared, by far the most frequent word.
+                if memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8)) == 0 {
+                    unit = (unit / UNITS_PER_WORD + 1) * UNITS_PER_WORD;
+                    continue;
+                }
+                let found = state(unit);
+                if is_wanted(found) {
+                    let start = here.range.start().offset(unit << self.unit_log2);
+                    // Not beyond the end of a step.
+                    let step_end = (start.0 / abi::MAX_STEP_BYTES + 1) * abi::MAX_STEP_BYTES;
+                    let most = ((step_end - start.0) >> self.unit_log2).min(units - unit);
+                    let count = (1..most).find(|more| state(unit + more) != found).unwrap_or(most);
+                    let Some(range) = PhysRange::new(start, count << self.unit_log2) else {
+                        return SearchOf::End;
+                    };
+                    return SearchOf::Found {
+                        range,
+                        owned: found.owner() == Owner::Guest(guest),
+                        at: Position { bank, unit },
+                    };
+                }
+                unit += 1;
+            }
+            bank += 1;
+            unit = 0;
+        }
+        SearchOf::End
+    }
+
     /// Whether a byte of `range` is in a bank of RAM.
     pub fn overlaps_ram(&self, range: PhysRange) -> bool {
         self.banks.iter().any(|bank| bank.range.overlaps(range))
@@ -242,7 +366,7 @@ impl FrameTable {
     }
 }
 
-/// A place in the table for [`FrameTable::next_to_wipe`].
+/// A place in the table for [`FrameTable::next_to_wipe`] and [`FrameTable::next_of`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     bank: usize,
@@ -252,6 +376,28 @@ pub struct Position {
 impl Position {
     /// The beginning of the table.
     pub const START: Self = Self { bank: 0, unit: 0 };
+}
+
+/// A unit is mapped as often as can be counted. Nothing is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooManyMappings;
+
+/// What [`FrameTable::next_of`] came upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchOf {
+    /// Units, all alike.
+    Found {
+        /// Where they are.
+        range: PhysRange,
+        /// They are the guest's; else they are shared with it.
+        owned: bool,
+        /// Where they were found.
+        at: Position,
+    },
+    /// Nothing yet; where to go on.
+    Unfinished(Position),
+    /// There is none.
+    End,
 }
 
 /// What [`FrameTable::next_to_wipe`] came upon.

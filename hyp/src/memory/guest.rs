@@ -2,8 +2,9 @@
 
 use abi::{GuestHandle, Status};
 use smmuv3::gather::Gather;
-use smmuv3::pgtable::{Attributes, NoBreak, PageTable};
+use smmuv3::pgtable::{Attributes, Blocks, NoBreak, PageTable};
 
+use super::frame::Position;
 use super::pool::{Direct, PAGE_LOG2};
 use super::{Context, Failure, Ownership};
 use crate::platform::Platform;
@@ -13,6 +14,8 @@ struct Guest {
     table: PageTable,
     /// Units that the guest owns or that are shared with it.
     units: u64,
+    /// Once the guest is being taken apart, how far that has come in the frame table.
+    teardown: Option<Position>,
 }
 
 /// The guests that exist.
@@ -28,6 +31,34 @@ impl Guests {
     #[inline]
     pub fn table(&self, guest: GuestHandle) -> Option<&PageTable> {
         self.slots.get(guest.index())?.as_ref().map(|guest| &guest.table)
+    }
+
+    /// The I/O table of a guest, which is not being taken apart unless `also_ending`.
+    #[inline]
+    pub fn usable(&self, guest: GuestHandle, also_ending: bool) -> Result<&PageTable, Status> {
+        match self.slots.get(guest.index()) {
+            Some(Some(guest)) if also_ending || guest.teardown.is_none() => Ok(&guest.table),
+            Some(Some(_)) => Err(Status::Busy),
+            Some(None) | None => Err(Status::UnknownGuest),
+        }
+    }
+
+    /// Whether the guest is being taken apart.
+    #[inline]
+    pub fn is_ending(&self, guest: GuestHandle) -> bool {
+        self.slots.get(guest.index()).is_some_and(|slot| slot.is_some_and(|guest| guest.teardown.is_some()))
+    }
+
+    /// How far taking the guest apart has come; `None` if it does not exist.
+    pub fn teardown(&self, guest: GuestHandle) -> Option<Position> {
+        let guest = self.slots.get(guest.index())?.as_ref()?;
+        Some(guest.teardown.unwrap_or(Position::START))
+    }
+
+    pub fn set_teardown(&mut self, guest: GuestHandle, position: Position) {
+        if let Some(Some(guest)) = self.slots.get_mut(guest.index()) {
+            guest.teardown = Some(position);
+        }
     }
 
     #[inline]
@@ -61,10 +92,26 @@ impl Ownership {
         }
         let free = self.guests.slots.iter().position(Option::is_none).ok_or(Status::NoSpace)?;
         let handle = GuestHandle::from_register(free as u64 + 1).ok_or(Status::NoSpace)?;
+        let table = self.new_io_table(cx, self.io.blocks())?;
+        if let Some(slot) = self.guests.slots.get_mut(free) {
+            *slot = Some(Guest { table, units: 0, teardown: None });
+        }
+        Ok(handle)
+    }
+
+    /// Makes an I/O table that holds the MSI doorbells alone.
+    ///
+    /// # Errors
+    /// `NoMemory`; nothing is changed.
+    pub(super) fn new_io_table<P: Platform, I>(
+        &mut self,
+        cx: &Context<'_, P, I>,
+        blocks: Blocks,
+    ) -> Result<PageTable, Failure> {
         let p = cx.platform;
         let root_order = self.root_order();
         let root = cx.pool.take_zeroed(p, root_order)?;
-        let table = PageTable::new(*self.io.geometry(), self.io.blocks(), root);
+        let table = PageTable::new(*self.io.geometry(), blocks, root);
         let mut pages = Direct::new(p, cx.pool, self.io_order);
         let attributes = Attributes::io_stage2_device();
         for doorbell in self.doorbells.iter() {
@@ -78,14 +125,43 @@ impl Ownership {
                 table.free_all(p, &mut pages);
                 let missing = cx.pool.missing(needed).max(1);
                 cx.pool.give(p, root, root_order);
-                return Err(Failure { status: Status::NoMemory, missing_pages: missing });
+                return Err(Failure { status: Status::NoMemory, detail: missing });
             }
         }
         self.guest_table_pages += (pages.taken << self.io_order) + (1 << root_order);
-        if let Some(slot) = self.guests.slots.get_mut(free) {
-            *slot = Some(Guest { table, units: 0 });
+        Ok(table)
+    }
+
+    /// Gives the pages of an I/O table back that no walker and no cache knows.
+    pub(super) fn free_io_table<P: Platform, I>(&mut self, cx: &Context<'_, P, I>, table: &PageTable) {
+        let root_order = self.root_order();
+        let mut pages = Giving { inner: Direct::new(cx.platform, cx.pool, self.io_order), given: 0 };
+        table.free_all(cx.platform, &mut pages);
+        cx.pool.give(cx.platform, table.root(), root_order);
+        let freed = (pages.given << self.io_order) + (1 << root_order);
+        self.guest_table_pages = self.guest_table_pages.saturating_sub(freed);
+    }
+
+    /// Whether a guest can be given something.
+    ///
+    /// # Errors
+    /// `UnknownGuest`; `Busy` if it is being taken apart, or the machine ends.
+    pub fn check_alive(&self, guest: GuestHandle) -> Result<(), Status> {
+        self.guests.table(guest).ok_or(Status::UnknownGuest)?;
+        if self.ending || self.guests.is_ending(guest) { Err(Status::Busy) } else { Ok(()) }
+    }
+
+    /// From here on the guest can be given nothing more: it is being taken apart.
+    ///
+    /// # Errors
+    /// `UnknownGuest`, or `Busy` when the machine ends.
+    pub fn begin_teardown(&mut self, guest: GuestHandle) -> Result<(), Status> {
+        let position = self.guests.teardown(guest).ok_or(Status::UnknownGuest)?;
+        if self.ending {
+            return Err(Status::Busy);
         }
-        Ok(handle)
+        self.guests.set_teardown(guest, position);
+        Ok(())
     }
 
     /// Ends a guest. No stream is attached to its domain, so no walker and no cache knows its table.
@@ -97,7 +173,6 @@ impl Ownership {
         cx: &Context<'_, P, I>,
         handle: GuestHandle,
     ) -> Result<(), Status> {
-        let root_order = self.root_order();
         let slot = self.guests.slots.get_mut(handle.index()).ok_or(Status::UnknownGuest)?;
         let guest = slot.as_ref().ok_or(Status::UnknownGuest)?;
         if guest.units > 0 || self.ending {
@@ -105,11 +180,7 @@ impl Ownership {
         }
         let table = guest.table;
         *slot = None;
-        let mut pages = Giving { inner: Direct::new(cx.platform, cx.pool, self.io_order), given: 0 };
-        table.free_all(cx.platform, &mut pages);
-        cx.pool.give(cx.platform, table.root(), root_order);
-        let freed = (pages.given << self.io_order) + (1 << root_order);
-        self.guest_table_pages = self.guest_table_pages.saturating_sub(freed);
+        self.free_io_table(cx, &table);
         Ok(())
     }
 

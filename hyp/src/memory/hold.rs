@@ -5,7 +5,7 @@ use smmuv3::address::PhysRange;
 
 use super::host_stage2::{MAX_ABSENT, for_each_gap};
 use super::pool::PAGE_LOG2;
-use super::transition::{Kept, Reserves, Tables};
+use super::transition::{Kept, Mapping, Reserves, Tables};
 use super::{Context, Failure, HOST_DEVICE, IoCaches, Ownership};
 use crate::list::{Full, List};
 use crate::platform::Platform;
@@ -139,8 +139,10 @@ impl Ownership {
         let tables = self.device_tables();
         // Parts that are held already are not mapped, and are skipped.
         let mut reserves = Reserves::empty(cx, self.io_order);
-        reserves.take(cx, Some(&tables), None, range)?;
-        if let Err(Kept::Restored(failure)) = self.withdraw(cx, &tables, range, &mut reserves) {
+        reserves.take(cx, Some(&tables), None, Mapping::identity(range))?;
+        if let Err(Kept::Restored(failure)) =
+            self.withdraw(cx, &tables, Mapping::identity(range), &mut reserves)
+        {
             return Err(failure);
         }
         if let Some(slot) = self.holds.held.get_mut(index) {
@@ -173,7 +175,7 @@ impl Ownership {
         if needed <= cx.pool.state().free {
             return Ok(());
         }
-        Err(Failure { status: Status::NoMemory, missing_pages: cx.pool.missing(needed) })
+        Err(Failure { status: Status::NoMemory, detail: cx.pool.missing(needed) })
     }
 
     /// Gives the host back what only this set holds, and empties the set. No stream needs it any more.
@@ -215,17 +217,18 @@ impl Ownership {
         let mut reserves: [_; MAX_OVERLAPS + 1] =
             core::array::from_fn(|_| Reserves::empty(cx, self.io_order));
         let mut pairs = gaps.iter().zip(&mut reserves);
-        if pairs.any(|(gap, reserve)| reserve.take(cx, None, Some(&tables), *gap).is_err()) {
+        if pairs.any(|(gap, reserve)| reserve.take(cx, None, Some(&tables), Mapping::identity(*gap)).is_err())
+        {
             return false;
         }
         for (done, (gap, reserve)) in gaps.iter().zip(&mut reserves).enumerate() {
-            if self.grant(cx, &tables, *gap, reserve) {
+            if self.grant(cx, &tables, Mapping::identity(*gap), reserve) {
                 continue;
             }
             for mapped in gaps.iter().take(done) {
                 // Without table pages it stays mapped, for the next hold to withdraw.
-                if reserve.take(cx, Some(&tables), None, *mapped).is_ok() {
-                    let _ = self.withdraw(cx, &tables, *mapped, reserve);
+                if reserve.take(cx, Some(&tables), None, Mapping::identity(*mapped)).is_ok() {
+                    let _ = self.withdraw(cx, &tables, Mapping::identity(*mapped), reserve);
                 }
             }
             return false;

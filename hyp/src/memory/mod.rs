@@ -4,6 +4,7 @@
 //! for it or asks. [`Ownership`] is one lock's content: its methods take the parts that have locks of their own, or
 //! none, in a [`Context`].
 
+mod domain;
 pub mod frame;
 mod guest;
 mod hold;
@@ -13,9 +14,10 @@ pub mod pool;
 pub(crate) mod tests;
 mod transition;
 
-use abi::{DomainHandle, Recipient, Status};
+use abi::{Recipient, Status};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
+use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Attributes, Blocks, BreakBlock, Geometry, Granule, PageTable};
 
 use crate::platform::Platform;
@@ -31,19 +33,19 @@ pub use transition::Change;
 pub struct Failure {
     /// What the caller gets in `X0`.
     pub status: Status,
-    /// For [`Status::NoMemory`] how many pages of 4 KiB are missing, else 0.
-    pub missing_pages: u64,
+    /// What the caller gets in `X1`: for [`Status::NoMemory`] how many pages of 4 KiB are missing, for others what the status says, or 0.
+    pub detail: u64,
 }
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        Self { status, missing_pages: 0 }
+        Self { status, detail: 0 }
     }
 }
 
 impl From<OutOfPages> for Failure {
     fn from(error: OutOfPages) -> Self {
-        Self { status: Status::NoMemory, missing_pages: error.missing }
+        Self { status: Status::NoMemory, detail: error.missing }
     }
 }
 
@@ -58,7 +60,7 @@ pub trait IoCaches {
     ///
     /// # Errors
     /// [`CachesFailed`] when an SMMU did not do it, after all others have.
-    fn forget(&self, domain: DomainHandle, gather: &Gather) -> Result<(), CachesFailed>;
+    fn forget(&self, domain: DomainIndex, gather: &Gather) -> Result<(), CachesFailed>;
 }
 
 /// What a change of ownership works with besides [`Ownership`].
@@ -97,6 +99,7 @@ pub struct Ownership {
     /// Log2 of an I/O table's size in pages of 4 KiB.
     io_order: u8,
     guests: guest::Guests,
+    domains: domain::GuestDomains,
     holds: hold::Holds,
     /// Where devices write MSIs: in every I/O table.
     doorbells: host_stage2::Doorbells,
@@ -145,6 +148,7 @@ impl Ownership {
             io: NO_TABLE,
             io_order: 0,
             guests: guest::Guests::new(),
+            domains: domain::GuestDomains::new(),
             holds: hold::Holds::new(),
             doorbells: host_stage2::Doorbells::new(),
             quarantined_pages: 0,
@@ -254,6 +258,17 @@ impl Ownership {
     ) -> Result<(Owner, Option<Recipient>), Status> {
         let state = self.frames.state(platform, address).ok_or(Status::NotRam)?;
         Ok((state.owner(), state.sharer()))
+    }
+
+    /// Whether the host may show the page that an address is in: it owns it.
+    ///
+    /// # Errors
+    /// [`Status::NotRam`]; [`Status::WrongState`].
+    pub fn check_host_page(&self, platform: &impl Platform, address: PhysAddr) -> Result<(), Status> {
+        match self.query(platform, address)? {
+            (Owner::Host, _) => Ok(()),
+            _ => Err(Status::WrongState),
+        }
     }
 
     /// Whether the host's stage 2 translates this IPA now.

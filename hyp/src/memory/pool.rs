@@ -137,7 +137,7 @@ impl Stock {
         (self.runs.len() as u64) << self.order
     }
 
-    fn missing_pages(&self) -> u64 {
+    fn detail(&self) -> u64 {
         (self.wanted.saturating_sub(self.runs.len()) as u64) << self.order
     }
 }
@@ -205,7 +205,7 @@ impl Parts {
 
     /// How many pages more there must be for `needed` pages to be free, when the stocks are filled first.
     fn missing(&self, needed: u64) -> u64 {
-        let short: u64 = self.stocks.iter().map(Stock::missing_pages).sum();
+        let short: u64 = self.stocks.iter().map(Stock::detail).sum();
         needed.saturating_add(short).saturating_sub(self.boot.free + self.donated.free)
     }
 }
@@ -255,7 +255,7 @@ impl Pool {
             stock.wanted = if order == 0 { TABLES_4K } else { TABLES_LARGER };
         }
         parts.settle(p);
-        match parts.stocks.iter().map(Stock::missing_pages).sum() {
+        match parts.stocks.iter().map(Stock::detail).sum() {
             0 => Ok(()),
             missing => Err(OutOfPages { missing }),
         }

@@ -4,14 +4,16 @@
 //! descriptors; CPU TLBI; TLBI and CMD_SYNC on every SMMU; wipe; map for the new owner; record. Up to the wipe
 //! everything can be undone, and is when an SMMU fails.
 
-use abi::{DomainHandle, GuestHandle, Recipient, Status};
-use smmuv3::address::PhysRange;
+use abi::{GuestHandle, Recipient, Status};
+use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
+use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Attributes, NoBreak, PageTable};
 
 use super::frame::{FrameRun, PageState};
 use super::pool::{Direct, PAGE_LOG2, Reserve};
 use super::{BreakHost, CPU_ORDER, Context, Failure, HOST_RAM, IoCaches, Ownership};
+use crate::iommu::{HOST, memory_domain};
 use crate::platform::Platform;
 
 /// A change of ownership. Each unit of the range must be in the first state and ends in the second.
@@ -91,7 +93,22 @@ pub(super) struct Tables {
     /// Stage 2 of its CPUs, with the attributes of what is mapped.
     pub cpu: Option<(PageTable, Attributes)>,
     /// I/O table of its domain.
-    pub io: Option<(PageTable, DomainHandle)>,
+    pub io: Option<(PageTable, DomainIndex)>,
+}
+
+/// Addresses of an owner, and where they lead: all in one run, at the same address but in domains that map memory as they want.
+#[derive(Clone, Copy)]
+pub(super) struct Mapping {
+    pub input: PhysRange,
+    pub output: PhysAddr,
+}
+
+impl Mapping {
+    /// Every address leads to itself.
+    #[inline]
+    pub const fn identity(range: PhysRange) -> Self {
+        Self { input: range, output: range.start() }
+    }
 }
 
 /// The table pages that one change may take.
@@ -122,20 +139,21 @@ impl<'a, P: Platform> Reserves<'a, P> {
         cx: &Context<'a, P, I>,
         loses: Option<&Tables>,
         gains: Option<&Tables>,
-        range: PhysRange,
+        mapping: Mapping,
     ) -> Result<(), Failure> {
-        let (cpu, io) = Self::count(cx, loses, gains, range);
+        let (cpu, io) = Self::count(cx, loses, gains, mapping);
         if cpu | io == 0 { Ok(()) } else { self.take_count(cx, cpu, io) }
     }
 
-    #[inline]
+    #[inline(always)]
     fn count<I>(
         cx: &Context<'a, P, I>,
         loses: Option<&Tables>,
         gains: Option<&Tables>,
-        range: PhysRange,
+        mapping: Mapping,
     ) -> (usize, usize) {
         let p = cx.platform;
+        let Mapping { input: range, output } = mapping;
         let mut cpu = 0;
         let mut io = 0;
         if let Some(tables) = loses {
@@ -143,8 +161,8 @@ impl<'a, P: Platform> Reserves<'a, P> {
             io += tables.io.as_ref().map_or(0, |(table, _)| table.tables_for_unmap(p, range));
         }
         if let Some(tables) = gains {
-            cpu += tables.cpu.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, range.start()));
-            io += tables.io.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, range.start()));
+            cpu += tables.cpu.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, output));
+            io += tables.io.as_ref().map_or(0, |(table, _)| table.tables_for_map(p, range, output));
         }
         (cpu, io)
     }
@@ -160,13 +178,13 @@ impl<'a, P: Platform> Reserves<'a, P> {
         loses: Option<&Tables>,
         range: PhysRange,
     ) -> Result<(), Failure> {
-        let (cpu, io) = Self::count(cx, loses, None, range);
+        let (cpu, io) = Self::count(cx, loses, None, Mapping::identity(range));
         let taken = self.cpu.take_kept(cpu).and_then(|()| self.io.take_kept(io));
         taken.map_err(|_| {
             self.release();
             let needed = ((cpu as u64) << CPU_ORDER) + ((io as u64) << self.io_order);
             let there = cx.pool.state().free.saturating_add(cx.pool.kept());
-            Failure { status: Status::NoMemory, missing_pages: needed.saturating_sub(there).max(1) }
+            Failure { status: Status::NoMemory, detail: needed.saturating_sub(there).max(1) }
         })
     }
 
@@ -176,8 +194,8 @@ impl<'a, P: Platform> Reserves<'a, P> {
         taken.map_err(|_| {
             self.release();
             let needed = ((cpu as u64) << CPU_ORDER) + ((io as u64) << self.io_order);
-            let missing_pages = cx.pool.missing(needed).max(1);
-            Failure { status: Status::NoMemory, missing_pages }
+            let detail = cx.pool.missing(needed).max(1);
+            Failure { status: Status::NoMemory, detail }
         })
     }
 }
@@ -205,26 +223,49 @@ impl Ownership {
     /// * `UnknownGuest`: the guest does not exist. Nothing has changed, as with all but `Hardware`.
     /// * `WrongState`: a unit is not in the state that the change starts from.
     /// * `NoMemory`: the pool has not enough pages for tables.
-    /// * `Busy`: the machine is being reset or turned off.
+    /// * `Busy`: the machine is being reset or turned off, or the guest is being taken apart.
     /// * `Hardware`: an SMMU failed. The old state is restored, or the range is quarantined and counted.
+    #[inline]
     pub fn change<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
         change: Change,
         run: &FrameRun,
     ) -> Result<(), Failure> {
+        self.change_of(cx, change, run, false)
+    }
+
+    /// [`Self::change`], also of a guest that is being taken apart.
+    pub(super) fn change_of_any<P: Platform, I: IoCaches>(
+        &mut self,
+        cx: &Context<'_, P, I>,
+        change: Change,
+        run: &FrameRun,
+    ) -> Result<(), Failure> {
+        self.change_of(cx, change, run, true)
+    }
+
+    /// A change, also of a guest that is being taken apart if `also_ending`.
+    #[inline(never)]
+    fn change_of<P: Platform, I: IoCaches>(
+        &mut self,
+        cx: &Context<'_, P, I>,
+        change: Change,
+        run: &FrameRun,
+        also_ending: bool,
+    ) -> Result<(), Failure> {
         if self.ending {
             return Err(Status::Busy.into());
         }
         let p = cx.platform;
         let range = run.range();
-        let loses = self.tables(change.loses())?;
-        let gains = self.tables(change.gains())?;
+        let loses = self.tables(change.loses(), also_ending)?;
+        let gains = self.tables(change.gains(), also_ending)?;
         if !self.frames.all(p, run, change.from()) {
             return Err(Status::WrongState.into());
         }
         let mut reserves = Reserves::empty(cx, self.io_order);
-        if let Err(failure) = reserves.take(cx, loses.as_ref(), gains.as_ref(), range) {
+        if let Err(failure) = reserves.take(cx, loses.as_ref(), gains.as_ref(), Mapping::identity(range)) {
             // With an empty pool nothing else could fill it again.
             if !matches!(change, Change::TopUp) {
                 return Err(failure);
@@ -233,7 +274,7 @@ impl Ownership {
         }
 
         if let Some(tables) = &loses {
-            match self.withdraw(cx, tables, range, &mut reserves) {
+            match self.withdraw(cx, tables, Mapping::identity(range), &mut reserves) {
                 Ok(()) => {}
                 Err(Kept::Restored(failure)) => return Err(failure),
                 Err(Kept::Lost) => return Err(self.quarantine(cx, change, run)),
@@ -243,7 +284,7 @@ impl Ownership {
             p.wipe(range);
         }
         if let Some(tables) = &gains
-            && !self.grant(cx, tables, range, &mut reserves)
+            && !self.grant(cx, tables, Mapping::identity(range), &mut reserves)
         {
             return Err(self.quarantine(cx, change, run));
         }
@@ -258,29 +299,28 @@ impl Ownership {
         Ok(())
     }
 
-    fn tables(&self, space: Option<Space>) -> Result<Option<Tables>, Status> {
+    fn tables(&self, space: Option<Space>, also_ending: bool) -> Result<Option<Tables>, Status> {
         Ok(match space {
             None => None,
-            Some(Space::Host) => {
-                Some(Tables { cpu: Some((self.cpu, HOST_RAM)), io: Some((self.io, DomainHandle::Host)) })
-            }
+            Some(Space::Host) => Some(Tables { cpu: Some((self.cpu, HOST_RAM)), io: Some((self.io, HOST)) }),
             Some(Space::Guest(guest)) => {
-                let table = *self.guests.table(guest).ok_or(Status::UnknownGuest)?;
-                Some(Tables { cpu: None, io: Some((table, DomainHandle::Guest(guest))) })
+                let table = *self.guests.usable(guest, also_ending)?;
+                Some(Tables { cpu: None, io: Some((table, memory_domain(guest))) })
             }
         })
     }
 
-    /// Takes `range`, all of which `tables` map, away from its owner: when this returns `Ok`, no CPU and no device
+    /// Takes a mapping, all of which `tables` have, away from its owner: when this returns `Ok`, no CPU and no device
     /// reaches it through these tables or through a cache. The only place where a mapping ends.
     pub(super) fn withdraw<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
         tables: &Tables,
-        range: PhysRange,
+        mapping: Mapping,
         reserves: &mut Reserves<'_, P>,
     ) -> Result<(), Kept> {
         let p = cx.platform;
+        let range = mapping.input;
         let mut cpu_gather = Gather::new();
         if let Some((cpu, _)) = &tables.cpu {
             let left = reserves.cpu.left();
@@ -303,28 +343,28 @@ impl Ownership {
         if tables.cpu.is_some() {
             // Of any level, so the emptied tables are out of use too.
             p.invalidate_host_stage2(range);
-            self.give_freed(cx, CPU_ORDER, DomainHandle::Host, &mut cpu_gather);
+            self.give_freed(cx, CPU_ORDER, HOST, &mut cpu_gather);
         }
         if let Some((_, domain)) = &tables.io {
             if !cleared || cx.caches.forget(*domain, &gather).is_err() {
-                return Err(self.restore(cx, tables, range, gather, reserves));
+                return Err(self.restore(cx, tables, mapping, gather, reserves));
             }
             self.give_freed(cx, self.io_order, *domain, &mut gather);
         }
         Ok(())
     }
 
-    /// Maps `range`, no part of which `tables` map, for its new owner; `false`, and then nothing is mapped, when a
+    /// Makes a mapping, no part of which `tables` have, for its new owner; `false`, and then nothing is mapped, when a
     /// table did not allow it.
     pub(super) fn grant<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
         tables: &Tables,
-        range: PhysRange,
+        mapping: Mapping,
         reserves: &mut Reserves<'_, P>,
     ) -> bool {
         let p = cx.platform;
-        let output = range.start();
+        let Mapping { input: range, output } = mapping;
         if let Some((cpu, attributes)) = &tables.cpu {
             let mut gather = Gather::new();
             let left = reserves.cpu.left();
@@ -367,12 +407,12 @@ impl Ownership {
         &mut self,
         cx: &Context<'_, P, I>,
         tables: &Tables,
-        range: PhysRange,
+        mapping: Mapping,
         gather: Gather,
         reserves: &mut Reserves<'_, P>,
     ) -> Kept {
         let p = cx.platform;
-        let start = range.start();
+        let Mapping { input: range, output } = mapping;
         reserves.release();
         let mut again = Gather::new();
         if let Some((io, domain)) = &tables.io {
@@ -381,7 +421,8 @@ impl Ownership {
                 self.retire_tables(cx, *domain, gather);
                 let mut pages = Direct::undoing(p, cx.pool, self.io_order);
                 let attributes = Attributes::io_stage2_normal();
-                let result = io.map(p, &mut pages, &mut NoBreak, range, start, attributes, false, &mut again);
+                let result =
+                    io.map(p, &mut pages, &mut NoBreak, range, output, attributes, false, &mut again);
                 self.count_io_tables(*domain, pages.taken);
                 if result.is_err() {
                     return Kept::Lost;
@@ -391,7 +432,7 @@ impl Ownership {
         if let Some((cpu, attributes)) = &tables.cpu {
             let mut pages = Direct::undoing(p, cx.pool, CPU_ORDER);
             let result =
-                cpu.map(p, &mut pages, &mut BreakHost(p), range, start, *attributes, false, &mut again);
+                cpu.map(p, &mut pages, &mut BreakHost(p), range, output, *attributes, false, &mut again);
             self.host_table_pages += pages.taken;
             if result.is_err() {
                 self.drop_from_io(cx, tables, range);
@@ -424,7 +465,7 @@ impl Ownership {
     fn retire_tables<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
-        domain: DomainHandle,
+        domain: DomainIndex,
         mut gather: Gather,
     ) {
         let forgotten =
@@ -459,10 +500,10 @@ impl Ownership {
                 // Without a table for the split the host keeps the page, still shared.
                 return Status::Hardware.into();
             }
-            self.count_io_tables(DomainHandle::Host, pages.taken);
+            self.count_io_tables(HOST, pages.taken);
             let cpu = self.cpu;
             self.drop_from_cpu(cx, &cpu, range);
-            self.retire_tables(cx, DomainHandle::Host, gather);
+            self.retire_tables(cx, HOST, gather);
         }
         if let Some(Space::Guest(guest)) = change.loses() {
             self.guests.lost(guest, run.units());
@@ -485,7 +526,7 @@ impl Ownership {
         let _ = cpu.unmap(cx.platform, &mut pages, &mut BreakHost(cx.platform), range, &mut gather);
         self.host_table_pages += pages.taken;
         cx.platform.invalidate_host_stage2(range);
-        self.give_freed(cx, CPU_ORDER, DomainHandle::Host, &mut gather);
+        self.give_freed(cx, CPU_ORDER, HOST, &mut gather);
     }
 
     /// Gives the tables back that no cache holds any more.
@@ -494,24 +535,23 @@ impl Ownership {
         &mut self,
         cx: &Context<'_, P, I>,
         order: u8,
-        domain: DomainHandle,
+        domain: DomainIndex,
         gather: &mut Gather,
     ) {
         while let Some(table) = gather.take_freed(cx.platform) {
             cx.pool.give(cx.platform, table, order);
-            let pages = match domain {
-                DomainHandle::Host => &mut self.host_table_pages,
-                DomainHandle::Guest(_) => &mut self.guest_table_pages,
-            };
+            let pages = self.table_pages_of(domain);
             *pages = pages.saturating_sub(1 << order);
         }
     }
 
     #[inline]
-    pub(super) fn count_io_tables(&mut self, domain: DomainHandle, tables: u64) {
-        match domain {
-            DomainHandle::Host => self.host_table_pages += tables << self.io_order,
-            DomainHandle::Guest(_) => self.guest_table_pages += tables << self.io_order,
-        }
+    fn table_pages_of(&mut self, domain: DomainIndex) -> &mut u64 {
+        if domain == HOST { &mut self.host_table_pages } else { &mut self.guest_table_pages }
+    }
+
+    #[inline]
+    pub(super) fn count_io_tables(&mut self, domain: DomainIndex, tables: u64) {
+        *self.table_pages_of(domain) += tables << self.io_order;
     }
 }

@@ -150,6 +150,18 @@ impl Memory for Fake {
 }
 
 impl Platform for Fake {
+    fn cpu(&self) -> u16 {
+        0
+    }
+
+    fn cpus(&self) -> u16 {
+        1
+    }
+
+    fn read_host_u64(&self, _: PhysAddr) -> u64 {
+        unreachable!()
+    }
+
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
         let mut state = self.state();
         state.accesses += 1;
@@ -237,7 +249,8 @@ fn machine() -> Machine {
         redistributors: List::new(),
         its: List::new(),
         doorbells: List::new(),
-        smmus: list([8, 9].map(|phandle| SmmuNode { registers: range(0, 1), phandle })),
+        ats_trusted: List::new(),
+        smmus: list([8, 9].map(|phandle| SmmuNode { registers: range(0, 1), phandle, part: None })),
         fw_cfg: List::new(),
         virtio_mmio: List::new(),
         pcie: list([node]),

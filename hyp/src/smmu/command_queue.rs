@@ -1,12 +1,14 @@
 //! The command queue (IHI 0070, 3.5.1 and 6.3.26 to 6.3.28): its ring, posting to it and waiting for it.
 //!
 //! Indexes are monotonic 64-bit counts since the queue was enabled; the index and wrap bit of a register are
-//! the low bits of the count. So full and empty are never confused, and a batch keeps its name after the
+//! the low bits of the count. So full and empty are never confused, and a ticket keeps its meaning after the
 //! queue has wrapped.
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::{COMMAND_BYTES, Command};
+use smmuv3::invalidation::Batch;
 use smmuv3::registers::{CMDQ_CONS, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET};
+use spin::MutexGuard;
 
 use super::registers::{Registers, TIMEOUT_NS};
 use crate::platform::Platform;
@@ -14,11 +16,11 @@ use crate::platform::Platform;
 /// log2 of the entries that a queue has where the SMMU allows it: 4 KiB.
 pub(super) const LOG2_ENTRIES: u8 = 8;
 
-/// A batch of commands in the queue of one SMMU: the counts `first..end`, its CMD_SYNC last.
+/// Commands in the queue of one SMMU, to wait for: the counts `first..end`, a CMD_SYNC last.
 ///
-/// The default, `0..0`, is a batch without commands: always complete.
+/// The default, `0..0`, names no commands: always complete.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Batch {
+pub struct Ticket {
     /// Count of the first command.
     pub first: u64,
     /// Count after the last.
@@ -44,6 +46,55 @@ pub enum Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
+/// Where command queue errors stopped the queue, until those hear of it who own the commands there.
+pub(super) struct Failures([Option<u64>; Self::MAX]);
+
+impl Failures {
+    /// More owners than this that have not heard yet are more than there are CPUs that could wait.
+    const MAX: usize = 32;
+
+    const NONE: Self = Self([None; Self::MAX]);
+
+    /// Whether the queue failed at this count before, and nobody has heard.
+    pub(super) fn contains(&self, count: u64) -> bool {
+        self.0.contains(&Some(count))
+    }
+
+    /// Records a failure; `false` when there is no room.
+    pub(super) fn add(&mut self, count: u64) -> bool {
+        match self.0.iter_mut().find(|place| place.is_none()) {
+            Some(place) => {
+                *place = Some(count);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whether a command of the ticket failed. Its owner hears it once.
+    #[inline]
+    fn take(&mut self, ticket: Ticket) -> bool {
+        // By far the most SMMUs never fail.
+        let [None, ..] = self.0 else { return self.take_any(ticket) };
+        false
+    }
+
+    #[cold]
+    fn take_any(&mut self, ticket: Ticket) -> bool {
+        let owned =
+            |place: &Option<u64>| place.is_some_and(|count| ticket.first <= count && count < ticket.end);
+        let failed = self.0.iter().any(owned);
+        let mut left = [None; Self::MAX];
+        for (place, kept) in
+            left.iter_mut().zip(self.0.iter().filter(|place| place.is_some() && !owned(place)))
+        {
+            *place = *kept;
+        }
+        self.0 = left;
+        failed
+    }
+}
+
 /// The command queue. The lock around it also guards GERRORN and CR0 after bring-up.
 pub(super) struct CommandQueue {
     registers: Registers,
@@ -54,11 +105,11 @@ pub(super) struct CommandQueue {
     pub(super) produced: u64,
     /// Of them, commands that the SMMU has consumed, as last seen.
     pub(super) consumed: u64,
-    /// Batches posted: each has one CMD_SYNC.
-    pub(super) batches: u64,
-    /// The command that a command queue error stopped at; there is at most one, a second error is the SMMU's
-    /// end.
-    pub(super) failed: Option<u64>,
+    /// Of the commands written, those that are a CMD_SYNC.
+    pub(super) syncs: u64,
+    pub(super) failures: Failures,
+    /// A command other than an ATC invalidation has failed: the next one is the SMMU's end.
+    pub(super) erred: bool,
     pub(super) condition: Condition,
     /// GERROR conditions acknowledged.
     pub(super) global_errors: u64,
@@ -75,8 +126,9 @@ impl CommandQueue {
             mask: 0,
             produced: 0,
             consumed: 0,
-            batches: 0,
-            failed: None,
+            syncs: 0,
+            failures: Failures::NONE,
+            erred: false,
             condition: Condition::Off,
             global_errors: 0,
             events_aborted: 0,
@@ -90,7 +142,7 @@ impl CommandQueue {
     }
 
     const fn slot(&self, count: u64) -> PhysAddr {
-        self.base.offset((count & (self.mask >> 1)) * COMMAND_BYTES)
+        self.base.offset((count & (self.mask >> 1)).wrapping_mul(COMMAND_BYTES))
     }
 
     const fn is_full(&self) -> bool {
@@ -98,10 +150,9 @@ impl CommandQueue {
     }
 
     /// Overwrites a command that the SMMU has not consumed.
+    #[inline]
     pub(super) fn overwrite<P: Platform>(&self, p: &P, count: u64, command: Command) {
-        let slot = self.slot(count);
-        p.write_u64(slot, command.0[0]);
-        p.write_u64(slot.offset(8), command.0[1]);
+        p.write_pair(self.slot(count), command.0);
     }
 
     /// Adds a command, and waits for room first if there is none.
@@ -113,6 +164,21 @@ impl CommandQueue {
         self.overwrite(p, self.produced, command);
         self.produced = self.produced.wrapping_add(1);
         Ok(())
+    }
+
+    /// Adds a command and a CMD_SYNC; `false`, and nothing is changed, if it is not known that there is room for both.
+    #[inline]
+    fn append_synced<P: Platform>(&mut self, p: &P, command: Command) -> bool {
+        let count = self.produced;
+        let next = count.wrapping_add(1);
+        let has_room = next.wrapping_sub(self.consumed) <= self.mask >> 1;
+        if has_room {
+            self.overwrite(p, count, command);
+            self.overwrite(p, next, Command::sync());
+            self.produced = next.wrapping_add(1);
+            self.syncs = self.syncs.wrapping_add(1);
+        }
+        has_room
     }
 
     /// Lets the SMMU see every command that was appended.
@@ -133,38 +199,12 @@ impl CommandQueue {
         Ok(())
     }
 
-    /// What became of a batch as far as is known, `None` while it is under way.
-    fn outcome(&self, batch: Batch) -> Option<Result<(), Fault>> {
-        if self.consumed >= batch.end {
-            let failed = self.failed.is_some_and(|count| batch.first <= count && count < batch.end);
-            return Some(if failed { Err(Fault) } else { Ok(()) });
+    /// What became of the commands of a ticket as far as is known, `None` while they are under way.
+    fn outcome(&mut self, ticket: Ticket) -> Option<Result<(), Fault>> {
+        if self.consumed >= ticket.end {
+            return Some(if self.failures.take(ticket) { Err(Fault) } else { Ok(()) });
         }
         (self.condition != Condition::Running).then_some(Err(Fault))
-    }
-
-    /// Writes the commands and a CMD_SYNC and lets the SMMU begin it; waits only for room, at most
-    /// [`TIMEOUT_NS`].
-    ///
-    /// On a dead SMMU there is nothing to invalidate: the batch is complete. Fails when the SMMU was lost
-    /// before, or fails while room is awaited.
-    pub(super) fn post<P: Platform>(
-        &mut self,
-        p: &P,
-        commands: impl Iterator<Item = Command>,
-    ) -> Result<Batch, Fault> {
-        match self.condition {
-            Condition::Running => {}
-            Condition::Dead => return Ok(Batch::default()),
-            Condition::Off | Condition::Lost => return Err(Fault),
-        }
-        let first = self.produced;
-        for command in commands {
-            self.append(p, command)?;
-        }
-        self.append(p, Command::sync())?;
-        self.publish(p);
-        self.batches = self.batches.wrapping_add(1);
-        Ok(Batch { first, end: self.produced })
     }
 
     /// Waits until the queue is not full.
@@ -192,7 +232,7 @@ impl CommandQueue {
     }
 
     /// Looks for progress and, where there is none, for errors. Whether a command queue error was recovered
-    /// from, which happens once at most.
+    /// from.
     fn look<P: Platform>(&mut self, p: &P) -> bool {
         let before = self.consumed;
         if self.refresh(p).is_err() {
@@ -209,30 +249,117 @@ impl CommandQueue {
         self.shut_down(p);
     }
 
-    /// The outcome of a batch if it is known, or shows at a first glance.
+    /// The outcome of a ticket if it is known, or shows at a first glance.
     #[inline]
-    pub(super) fn glance<P: Platform>(&mut self, p: &P, batch: Batch) -> Option<Result<(), Fault>> {
-        // Whoever is waited for first often sees the batches of the others complete as well.
-        if let Some(outcome) = self.outcome(batch) {
+    pub(super) fn glance<P: Platform>(&mut self, p: &P, ticket: Ticket) -> Option<Result<(), Fault>> {
+        // Whoever is waited for first often sees the commands of the others complete as well.
+        if let Some(outcome) = self.outcome(ticket) {
             return Some(outcome);
         }
         self.refresh(p).ok()?;
-        self.outcome(batch)
+        self.outcome(ticket)
     }
 
-    /// The outcome of a batch after one look at the SMMU; `None` while it is under way. With `late` the wait
-    /// for the batch has lasted [`TIMEOUT_NS`]: an SMMU that is not done is shut down.
-    pub(super) fn poll<P: Platform>(&mut self, p: &P, batch: Batch, late: bool) -> Option<Result<(), Fault>> {
+    /// The outcome of a ticket after one look at the SMMU; `None` while it is under way. With `late` the wait
+    /// for it has lasted [`TIMEOUT_NS`]: an SMMU that is not done is shut down.
+    pub(super) fn poll<P: Platform>(
+        &mut self,
+        p: &P,
+        ticket: Ticket,
+        late: bool,
+    ) -> Option<Result<(), Fault>> {
         let recovered = self.look(p);
-        let outcome = self.outcome(batch);
+        let outcome = self.outcome(ticket);
         if outcome.is_none() && late && !recovered {
             self.time_out(p);
-            return self.outcome(batch);
+            return self.outcome(ticket);
         }
         outcome
     }
 
     pub(super) const fn registers(&self) -> Registers {
         self.registers
+    }
+}
+
+/// A queue that takes commands of one CPU, until they are all there.
+pub struct OpenQueue<'a, P: Platform> {
+    p: &'a P,
+    queue: MutexGuard<'a, CommandQueue>,
+    first: u64,
+    state: Taking,
+}
+
+/// What an open queue does with commands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taking {
+    /// It appends them.
+    Commands,
+    /// Its SMMU is dead: there is nothing to invalidate.
+    Nothing,
+    /// There was no room in time, or the SMMU failed.
+    Failed,
+}
+
+impl<'a, P: Platform> OpenQueue<'a, P> {
+    /// Opens the queue. That of a dead SMMU takes anything: it has nothing to invalidate.
+    ///
+    /// # Errors
+    /// The SMMU is off, or was lost.
+    #[inline]
+    pub(super) fn new(p: &'a P, queue: MutexGuard<'a, CommandQueue>) -> Result<Self, Fault> {
+        let state = match queue.condition {
+            Condition::Running => Taking::Commands,
+            Condition::Dead => Taking::Nothing,
+            Condition::Off | Condition::Lost => return Err(Fault),
+        };
+        Ok(Self { p, first: queue.produced, queue, state })
+    }
+}
+
+impl<P: Platform> Batch for OpenQueue<'_, P> {
+    type Ticket = Ticket;
+    type Fault = Fault;
+
+    #[inline]
+    fn push(&mut self, command: Command) {
+        if self.state == Taking::Commands && self.queue.append(self.p, command).is_err() {
+            self.state = Taking::Failed;
+        }
+    }
+
+    #[inline]
+    fn sync(&mut self) {
+        self.push(Command::sync());
+        self.queue.syncs = self.queue.syncs.wrapping_add(u64::from(self.state == Taking::Commands));
+    }
+
+    fn issue(&mut self) {
+        if self.state == Taking::Commands {
+            self.queue.publish(self.p);
+        }
+    }
+
+    #[inline]
+    fn close(mut self) -> Result<Ticket, Fault> {
+        self.sync();
+        match self.state {
+            Taking::Commands => {
+                self.queue.publish(self.p);
+                Ok(Ticket { first: self.first, end: self.queue.produced })
+            }
+            Taking::Nothing => Ok(Ticket::default()),
+            Taking::Failed => Err(Fault),
+        }
+    }
+
+    #[inline(always)]
+    fn close_with(mut self, command: Command) -> Result<Ticket, Fault> {
+        if self.state != Taking::Commands || !self.queue.append_synced(self.p, command) {
+            self.push(command);
+            return self.close();
+        }
+        self.queue.publish(self.p);
+        Ok(Ticket { first: self.first, end: self.queue.produced })
     }
 }

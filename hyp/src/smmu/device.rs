@@ -1,11 +1,12 @@
 //! One SMMU: what it can do, its bring-up (IHI 0070, 6.3 and 3.21), and the streams behind it.
 
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::entry_writer::{EntrySink, write_entry};
-use smmuv3::features::{Features, IdRegisters};
+use smmuv3::features::{Features, IdRegisters, Part};
+use smmuv3::invalidation::{self, Queues, Traits};
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0, CR1, CR1_OFFSET, CR2, CR2_OFFSET,
     EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GERROR_OFFSET, GERRORN_OFFSET, IDR0_OFFSET,
@@ -15,15 +16,13 @@ use smmuv3::registers::{
 use smmuv3::ste::StreamTableEntry;
 use spin::Mutex;
 
-use super::command_queue::{self, Batch, CommandQueue, Condition, Fault};
+use super::command_queue::{self, CommandQueue, Condition, Fault, OpenQueue, Ticket};
 use super::event_queue::{self, EventQueue};
 use super::registers::{Registers, TIMEOUT_NS};
 use super::stream_table::{Place, Shape, StreamTable, read_entry, read_vmid};
+use super::vmids::VmidTable;
 use super::{Cause, PARKED_VMID, Pages};
 use crate::platform::Platform;
-
-/// IDR0.HYP (6.3.1): StreamWorld EL2 exists, and with it CMD_TLBI_EL2_ALL.
-const IDR0_HYP: u32 = 1 << 9;
 
 /// No StreamID: they have 32 bits at most.
 const NO_STREAM: u64 = u64::MAX;
@@ -31,13 +30,13 @@ const NO_STREAM: u64 = u64::MAX;
 /// One SMMU.
 pub(crate) struct Smmu {
     registers: Registers,
-    pub(super) features: Features,
-    has_el2: bool,
+    pub(crate) features: Features,
+    is_plain: bool,
     stream_table: StreamTable,
     pub(super) commands: Mutex<CommandQueue>,
     pub(super) events: Mutex<EventQueue>,
-    /// VMID of the host's domain on this SMMU, 0 while it has none: tells whose an event is.
-    host_vmid: AtomicU16,
+    /// Whose each VMID is: tells whose an event is, too.
+    vmids: VmidTable,
     /// A stream that is leaving a guest: its events are the guest's, whatever the STE says; [`NO_STREAM`] for
     /// none.
     leaving: AtomicU64,
@@ -46,24 +45,31 @@ pub(crate) struct Smmu {
 impl Smmu {
     /// No SMMU: a place in a table.
     pub(super) const fn none() -> Self {
-        Self::new(Registers::new(PhysAddr(0)), NO_FEATURES, false)
+        Self::new(Registers::new(PhysAddr(0)), Features::NONE)
     }
 
-    const fn new(registers: Registers, features: Features, has_el2: bool) -> Self {
+    const fn new(registers: Registers, features: Features) -> Self {
         Self {
             registers,
             features,
-            has_el2,
+            is_plain: matches!(
+                Traits::of(&features),
+                Traits {
+                    range_invalidation: true,
+                    repeat_invalidations: false,
+                    sync_before_last_slot: false
+                }
+            ),
             stream_table: StreamTable::NONE,
             commands: Mutex::new(CommandQueue::new(registers)),
             events: Mutex::new(EventQueue::new(registers)),
-            host_vmid: AtomicU16::new(0),
+            vmids: VmidTable::NONE,
             leaving: AtomicU64::new(NO_STREAM),
         }
     }
 
     /// Reads what the SMMU at `base` can do.
-    pub(super) fn probe<P: Platform>(p: &P, base: PhysAddr) -> Result<Self, Cause> {
+    pub(super) fn probe<P: Platform>(p: &P, base: PhysAddr, part: Option<Part>) -> Result<Self, Cause> {
         let registers = Registers::new(base);
         let ids = IdRegisters {
             idr0: registers.read_u32(p, IDR0_OFFSET),
@@ -73,9 +79,10 @@ impl Smmu {
             iidr: registers.read_u32(p, IIDR_OFFSET),
         };
         let features = Features::probe(&ids);
+        let features = part.map_or(features, |part| features.with_errata_of(part));
         match features.unusable() {
             Some(unusable) => Err(Cause::Unusable(unusable)),
-            None => Ok(Self::new(registers, features, features.stage1 && ids.idr0 & IDR0_HYP != 0)),
+            None => Ok(Self::new(registers, features)),
         }
     }
 
@@ -114,6 +121,7 @@ impl Smmu {
         let event_log2 = self.features.event_queue_log2.min(event_queue::LOG2_ENTRIES);
         let command_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
         let event_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
+        self.vmids = VmidTable::new(p, pages.take_run(VmidTable::ORDER).ok_or(Cause::NoMemory)?);
         // The stream table before the SMMU can read it.
         p.full_barrier();
 
@@ -182,47 +190,51 @@ impl Smmu {
 
     /// Invalidates whatever the SMMU cached before (3.21).
     fn forget_everything<P: Platform>(&self, p: &P) -> Result<(), Fault> {
-        self.run(p, [Command::cfgi_all()].into_iter())?;
-        if self.has_el2 {
-            self.run(p, [Command::tlbi_el2_all()].into_iter())?;
-        }
-        self.run(p, [Command::tlbi_nsnh_all()].into_iter())
+        invalidation::bring_up(self.features.el2).try_for_each(|command| self.run(p, &[command]))
     }
 
-    /// Posts commands and a CMD_SYNC.
+    /// What the walk must know of the SMMU.
     #[inline]
-    pub(super) fn post<P: Platform>(
-        &self,
-        p: &P,
-        commands: impl Iterator<Item = Command>,
-    ) -> Result<Batch, Fault> {
-        self.commands.lock().post(p, commands)
+    pub(super) const fn traits(&self) -> Traits {
+        Traits::of(&self.features)
     }
 
-    /// Waits for a batch, and calls `meanwhile` each time it is not complete.
+    /// Whether the walk needs no care with it.
+    #[inline]
+    pub(super) const fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Takes the command queue, to append to it.
+    #[inline]
+    pub(super) fn open<'a, P: Platform>(&'a self, p: &'a P) -> Result<OpenQueue<'a, P>, Fault> {
+        OpenQueue::new(p, self.commands.lock())
+    }
+
+    /// Waits for commands, and calls `meanwhile` each time they are not complete.
     ///
     /// The lock is held for one look at a time, so that others can post and wait.
     #[inline]
     pub(super) fn wait<P: Platform>(
         &self,
         p: &P,
-        batch: Batch,
+        ticket: Ticket,
         meanwhile: impl FnMut(),
     ) -> Result<(), Fault> {
-        if let Some(outcome) = self.commands.lock().glance(p, batch) {
+        if let Some(outcome) = self.commands.lock().glance(p, ticket) {
             return outcome;
         }
-        self.wait_on(p, batch, meanwhile)
+        self.wait_on(p, ticket, meanwhile)
     }
 
     /// The part of [`Smmu::wait`] that takes its time.
     #[cold]
     #[inline(never)]
-    fn wait_on<P: Platform>(&self, p: &P, batch: Batch, mut meanwhile: impl FnMut()) -> Result<(), Fault> {
+    fn wait_on<P: Platform>(&self, p: &P, ticket: Ticket, mut meanwhile: impl FnMut()) -> Result<(), Fault> {
         let start = p.now_ns();
         loop {
             let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-            if let Some(outcome) = self.commands.lock().poll(p, batch, late) {
+            if let Some(outcome) = self.commands.lock().poll(p, ticket, late) {
                 return outcome;
             }
             meanwhile();
@@ -231,13 +243,8 @@ impl Smmu {
     }
 
     /// Posts commands and a CMD_SYNC and waits for them.
-    pub(crate) fn run<P: Platform>(
-        &self,
-        p: &P,
-        commands: impl Iterator<Item = Command>,
-    ) -> Result<(), Fault> {
-        let batch = self.post(p, commands)?;
-        self.wait(p, batch, || {})
+    pub(crate) fn run<P: Platform>(&self, p: &P, commands: &[Command]) -> Result<(), Fault> {
+        invalidation::run(&OneQueue { p, smmu: self }, 0, commands)
     }
 
     pub(crate) fn condition(&self) -> Condition {
@@ -255,14 +262,20 @@ impl Smmu {
     /// Whether the events of a stream are a guest's: it is attached to one, or is leaving it.
     pub(super) fn is_guest<P: Platform>(&self, p: &P, stream: u32) -> bool {
         self.leaving.load(Ordering::Acquire) == u64::from(stream)
-            || self
-                .vmid(p, stream)
-                .is_some_and(|vmid| vmid != PARKED_VMID && vmid != self.host_vmid.load(Ordering::Acquire))
+            || self.vmid(p, stream).is_some_and(|vmid| self.vmids.is_guest(p, vmid))
     }
 
-    /// Says which VMID the host's domain has, 0 for none.
-    pub(crate) fn set_host_vmid(&self, vmid: u16) {
-        self.host_vmid.store(vmid, Ordering::Release);
+    /// Whose each VMID is.
+    pub(crate) const fn vmids(&self) -> &VmidTable {
+        &self.vmids
+    }
+
+    /// The STE of a stream, `None` if the stream table does not cover it or it is the shared one.
+    pub(crate) fn entry<P: Platform>(&self, p: &P, stream: u32) -> Option<StreamTableEntry> {
+        match self.stream_table.place(p, stream)? {
+            Place::Shared => None,
+            Place::Own(at) => Some(read_entry(p, at)),
+        }
     }
 
     /// Says which stream is leaving a guest; `None` when its last events were drained.
@@ -338,7 +351,38 @@ impl<P: Platform> EntrySink for LiveEntry<'_, P> {
 
     fn sync(&mut self) -> Result<(), Fault> {
         // Not the STE alone: the descriptor above it may be from before the span had a table of its own.
-        self.smmu.run(self.p, [Command::cfgi_ste(self.stream, false)].into_iter())
+        self.smmu.run(self.p, &[invalidation::forget_ste(self.stream, false)])
+    }
+}
+
+/// The queue of one SMMU alone.
+struct OneQueue<'a, P: Platform> {
+    p: &'a P,
+    smmu: &'a Smmu,
+}
+
+impl<P: Platform> Queues for OneQueue<'_, P> {
+    type Ticket = Ticket;
+    type Fault = Fault;
+    type Batch<'a>
+        = OpenQueue<'a, P>
+    where
+        Self: 'a;
+
+    fn traits(&self, _: usize) -> Traits {
+        self.smmu.traits()
+    }
+
+    fn open(&self, _: usize) -> Result<OpenQueue<'_, P>, Fault> {
+        self.smmu.open(self.p)
+    }
+
+    fn open_plain(&self, _: usize) -> Result<Option<OpenQueue<'_, P>>, Fault> {
+        if self.smmu.is_plain() { self.smmu.open(self.p).map(Some) } else { Ok(None) }
+    }
+
+    fn wait(&self, _: usize, ticket: Ticket) -> Result<(), Fault> {
+        self.smmu.wait(self.p, ticket, || {})
     }
 }
 
@@ -349,26 +393,3 @@ fn queue_base(base: PhysAddr, log2_entries: u8) -> u64 {
         | QUEUE_BASE::LOG2SIZE.val(u64::from(log2_entries)).value
         | QUEUE_BASE::ALLOCATE.val(1).value
 }
-
-const NO_FEATURES: Features = Features {
-    stage1: false,
-    stage2: false,
-    nested: false,
-    aarch64_tables: false,
-    coherent: false,
-    broadcast_tlb: false,
-    ats: false,
-    range_invalidation: false,
-    break_before_make_level: 0,
-    forced_stalls: false,
-    granules: smmuv3::features::Granules { size_4k: false, size_16k: false, size_64k: false },
-    oas_bits: 0,
-    asid_bits: 0,
-    vmid_bits: 0,
-    stream_bits: 0,
-    substream_bits: 0,
-    two_level_stream_table: false,
-    command_queue_log2: 0,
-    event_queue_log2: 0,
-    preset_bases: false,
-};

@@ -13,6 +13,7 @@ use std::vec::Vec;
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::command::{Command, opcode};
 use smmuv3::event::EVENT_BYTES;
+use smmuv3::features::Part;
 use smmuv3::memory::Memory;
 
 use super::Pages;
@@ -211,6 +212,11 @@ impl Fake {
         (0..self.0.lock().unwrap().smmus.len() as u64).map(|index| PhysAddr(BASE + index * SPACE)).collect()
     }
 
+    /// As [`Set::probe`](super::Set::probe) wants them.
+    pub fn smmus(&self) -> impl Iterator<Item = (PhysAddr, Option<Part>)> + use<> {
+        self.bases().into_iter().map(|base| (base, None))
+    }
+
     pub fn with<R>(&self, smmu: usize, f: impl FnOnce(&mut FakeSmmu) -> R) -> R {
         f(&mut self.0.lock().unwrap().smmus[smmu])
     }
@@ -278,6 +284,18 @@ impl Memory for Fake {
 }
 
 impl Platform for Fake {
+    fn cpu(&self) -> u16 {
+        0
+    }
+
+    fn cpus(&self) -> u16 {
+        1
+    }
+
+    fn read_host_u64(&self, address: PhysAddr) -> u64 {
+        self.read_u64(address)
+    }
+
     fn wipe(&self, _range: PhysRange) {}
 
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
@@ -334,5 +352,9 @@ impl Pages for FakePages {
         let run = self.next.next_multiple_of(bytes);
         self.next = run + bytes;
         Some(PhysAddr(run))
+    }
+
+    fn give_run(&mut self, _: PhysAddr, order: u8) {
+        self.left += 1 << order;
     }
 }

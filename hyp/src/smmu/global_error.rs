@@ -12,7 +12,8 @@ impl CommandQueue {
     /// Acknowledges every active global error and does what it asks for. Whether a command queue error was
     /// recovered from: the SMMU goes on with the next command.
     ///
-    /// The first command queue error is survived, because only the batch that owns the command is in doubt.
+    /// A device that does not answer an ATC invalidation is the device's fault, or of who may turn it off: the operation that asked fails, the
+    /// SMMU goes on. Of other command queue errors the first is survived, because only the operation that owns the command is in doubt.
     /// EL2 makes no illegal commands, so a second one says that the SMMU or its memory cannot be trusted: it
     /// is shut down.
     #[inline(never)]
@@ -29,7 +30,10 @@ impl CommandQueue {
         if GERROR::CMDQ_ERR.is_set(active) {
             let error = CommandError(CMDQ_CONS::ERR.read(registers.read_u32(p, CMDQ_CONS_OFFSET)) as u8);
             log::error!("SMMU {}: command queue error, {error}", registers.base());
-            recovered = self.failed.is_none() && self.skip_command(p);
+            recovered = match error {
+                CommandError::ATC_INV_SYNC => self.repeat_sync(p),
+                _ => !core::mem::replace(&mut self.erred, true) && self.skip_command(p),
+            };
             fatal = !recovered;
         }
         if GERROR::EVENTQ_ABT_ERR.is_set(active) {
@@ -55,8 +59,17 @@ impl CommandQueue {
             return false;
         }
         self.overwrite(p, self.consumed, Command::sync());
-        self.failed = Some(self.consumed);
-        true
+        self.failures.add(self.consumed)
+    }
+
+    /// Notes that the CMD_SYNC at which the SMMU stopped found an ATC that did not answer (4.7.3). When the error is acknowledged the SMMU
+    /// does that CMD_SYNC once more; should it stop there again, it is taken for broken. `false` if it does, or stopped where no command is.
+    fn repeat_sync<P: Platform>(&mut self, p: &P) -> bool {
+        if self.refresh(p).is_err() || self.consumed == self.produced || self.failures.contains(self.consumed)
+        {
+            return false;
+        }
+        self.failures.add(self.consumed)
     }
 
     /// Turns the SMMU off for good: every transaction aborts, batches under way fail.

@@ -15,23 +15,25 @@ mod registers;
 mod stream_table;
 #[cfg(test)]
 mod tests;
+mod vmids;
 
 use core::fmt;
 
 use smmuv3::address::PhysAddr;
-use smmuv3::command::Command;
-use smmuv3::features::{CommonFormat, Features, Unusable};
-use smmuv3::invalidation::{MAX_SMMUS, Queues};
+use smmuv3::features::{CommonFormat, Features, Part, Unusable};
+use smmuv3::invalidation::{MAX_SMMUS, Queues, Traits};
 use smmuv3::pgtable::Geometry;
-use smmuv3::ste::{STE_BYTES, StreamTableEntry};
+use smmuv3::ste::{Ats, STE_BYTES, StreamTableEntry};
 use spin::Mutex;
 
-pub use command_queue::{Batch, Condition, Fault};
+pub use command_queue::{Condition, Fault, OpenQueue, Ticket};
 pub use event_queue::{RING_ENTRIES, RecordedEvent};
 pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
 
+pub use vmids::{VMID_BITS, VmidOwner};
+
 use crate::platform::Platform;
-use device::Smmu;
+pub(crate) use device::Smmu;
 use event_queue::EventRing;
 
 /// The VMID, on every SMMU, of the streams that nobody attached. No domain has it.
@@ -40,15 +42,18 @@ pub const PARKED_VMID: u16 = 1;
 /// Events that one call to [`Set::drain_events`] moves at most, from all SMMUs together.
 const DRAIN_BUDGET: usize = RING_ENTRIES;
 
-/// Where structures of SMMUs are allocated. They are kept until the machine ends.
+/// Where structures of SMMUs and domains are allocated.
 pub trait Pages {
     /// A run of `4096 << order` bytes, aligned to its size, not cleared, the hypervisor's; `None` when there
     /// is none.
     fn take_run(&mut self, order: u8) -> Option<PhysAddr>;
+
+    /// Takes a run back that [`Pages::take_run`] gave, with the same order.
+    fn give_run(&mut self, run: PhysAddr, order: u8);
 }
 
 /// The smallest order whose run holds `bytes`.
-fn order_of(bytes: u64) -> u8 {
+pub(crate) const fn order_of(bytes: u64) -> u8 {
     bytes.div_ceil(4096).next_power_of_two().trailing_zeros() as u8
 }
 
@@ -187,7 +192,7 @@ impl Set {
         }
     }
 
-    /// Reads what the SMMUs can do, and answers the page-table format that all of them can walk.
+    /// Reads what the SMMUs can do, each with the part that it is if that matters, and answers the page-table format that all of them can walk.
     /// [`abort_all`] was called for them.
     ///
     /// # Errors
@@ -195,12 +200,12 @@ impl Set {
     pub fn probe<P: Platform>(
         &mut self,
         p: &P,
-        bases: impl Iterator<Item = PhysAddr>,
+        smmus: impl Iterator<Item = (PhysAddr, Option<Part>)>,
     ) -> Result<CommonFormat, StartError> {
-        for base in bases {
+        for (base, part) in smmus {
             let error = |cause| StartError { base: Some(base), cause };
             let place = self.smmus.get_mut(self.count).ok_or(error(Cause::TooMany))?;
-            *place = Smmu::probe(p, base).map_err(error)?;
+            *place = Smmu::probe(p, base, part).map_err(error)?;
             self.count += 1;
         }
         CommonFormat::of(self.features()).ok_or(StartError { base: None, cause: Cause::NoCommonGranule })
@@ -226,7 +231,7 @@ impl Set {
         for offset in (0..geometry.root_bytes()).step_by(8) {
             p.write_u64(root.offset(offset), 0);
         }
-        self.parked = StreamTableEntry::stage2(&geometry, root, PARKED_VMID);
+        self.parked = StreamTableEntry::stage2(&geometry, root, PARKED_VMID, Ats::Off);
         let smmus = self.smmus.get_mut(..self.count).unwrap_or_default();
         let mut parked_level2 = PhysAddr(0);
         if let Some(split) = smmus.iter().filter_map(|smmu| smmu.shape().split).max() {
@@ -321,7 +326,7 @@ impl Set {
         for smmu in self.iter() {
             let commands = smmu.commands.lock();
             sum.commands = sum.commands.wrapping_add(commands.produced);
-            sum.syncs = sum.syncs.wrapping_add(commands.batches);
+            sum.syncs = sum.syncs.wrapping_add(commands.syncs);
             sum.events_lost = sum.events_lost.wrapping_add(commands.events_aborted);
             sum.global_errors = sum.global_errors.wrapping_add(commands.global_errors);
             let gone = matches!(commands.condition, Condition::Dead | Condition::Lost);
@@ -331,28 +336,46 @@ impl Set {
     }
 }
 
-/// The command queues of a [`Set`] on a platform.
+/// The command queues of a [`Set`] on a platform. That of a place without an SMMU is off.
 pub struct CommandQueues<'a, P: Platform> {
     p: &'a P,
     set: &'a Set,
 }
 
 impl<P: Platform> Queues for CommandQueues<'_, P> {
-    type Ticket = Batch;
+    type Ticket = Ticket;
     type Fault = Fault;
+    type Batch<'a>
+        = OpenQueue<'a, P>
+    where
+        Self: 'a;
 
     #[inline]
-    fn range_invalidation(&self, smmu: usize) -> bool {
-        self.set.get(smmu).is_some_and(|smmu| smmu.features.range_invalidation)
+    fn traits(&self, smmu: usize) -> Traits {
+        match self.set.smmus.get(smmu) {
+            Some(smmu) => smmu.traits(),
+            // It cannot be opened.
+            None => Traits {
+                range_invalidation: false,
+                repeat_invalidations: false,
+                sync_before_last_slot: false,
+            },
+        }
     }
 
     #[inline]
-    fn post(&self, smmu: usize, commands: impl Iterator<Item = Command>) -> Result<Batch, Fault> {
-        self.set.get(smmu).ok_or(Fault)?.post(self.p, commands)
+    fn open(&self, smmu: usize) -> Result<OpenQueue<'_, P>, Fault> {
+        self.set.smmus.get(smmu).ok_or(Fault)?.open(self.p)
     }
 
     #[inline]
-    fn wait(&self, smmu: usize, ticket: Batch) -> Result<(), Fault> {
-        self.set.get(smmu).ok_or(Fault)?.wait(self.p, ticket, || self.set.drain_events(self.p))
+    fn open_plain(&self, smmu: usize) -> Result<Option<OpenQueue<'_, P>>, Fault> {
+        let smmu = self.set.smmus.get(smmu).ok_or(Fault)?;
+        if smmu.is_plain() { smmu.open(self.p).map(Some) } else { Ok(None) }
+    }
+
+    #[inline]
+    fn wait(&self, smmu: usize, ticket: Ticket) -> Result<(), Fault> {
+        self.set.smmus.get(smmu).ok_or(Fault)?.wait(self.p, ticket, || self.set.drain_events(self.p))
     }
 }

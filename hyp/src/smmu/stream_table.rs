@@ -171,6 +171,7 @@ impl StreamTable {
 }
 
 /// Reads the STE at `at`.
+#[inline]
 pub(super) fn read_entry<P: Platform>(p: &P, at: PhysAddr) -> StreamTableEntry {
     StreamTableEntry(core::array::from_fn::<_, STE_WORDS, _>(|word| p.read_u64(at.offset(word as u64 * 8))))
 }

@@ -37,7 +37,15 @@ impl Span {
 #[derive(Debug, Default)]
 pub struct PhysMemory {
     ram: Vec<Span>,
-    pages: HashMap<u64, Box<[u64; 512]>>,
+    pages: HashMap<u64, Box<Page>>,
+    clock: u64,
+}
+
+/// Words of a page, and when each line of 64 bytes changed last.
+#[derive(Debug)]
+struct Page {
+    words: [u64; 512],
+    changed: [u64; 64],
 }
 
 /// What never-written RAM reads as.
@@ -46,7 +54,7 @@ pub const FRESH: u64 = 0xdead_beef_5a5a_a5a5;
 impl PhysMemory {
     /// RAM at the given spans.
     pub fn new(ram: &[Span]) -> Self {
-        Self { ram: ram.to_vec(), pages: HashMap::new() }
+        Self { ram: ram.to_vec(), pages: HashMap::new(), clock: 0 }
     }
 
     /// The RAM spans.
@@ -65,7 +73,7 @@ impl PhysMemory {
             return None;
         }
         let word = (address >> 3 & 511) as usize;
-        Some(self.pages.get(&(address >> 12)).map_or(FRESH, |page| page[word]))
+        Some(self.pages.get(&(address >> 12)).map_or(FRESH, |page| page.words[word]))
     }
 
     /// Writes 64 bits; `false` where no RAM is.
@@ -74,14 +82,35 @@ impl PhysMemory {
             return false;
         }
         let word = (address >> 3 & 511) as usize;
-        self.pages.entry(address >> 12).or_insert_with(|| Box::new([FRESH; 512]))[word] = value;
+        let fresh = || Box::new(Page { words: [FRESH; 512], changed: [0; 64] });
+        let page = self.pages.entry(address >> 12).or_insert_with(fresh);
+        if page.words[word] != value {
+            self.clock += 1;
+            page.words[word] = value;
+            page.changed[word / 8] = self.clock;
+        }
         true
     }
 
     /// Fills whole 4 KiB pages with zeros.
     pub fn wipe(&mut self, span: Span) {
+        self.clock += 1;
         for page in span.start >> 12..span.end >> 12 {
-            self.pages.insert(page, Box::new([0; 512]));
+            self.pages.insert(page, Box::new(Page { words: [0; 512], changed: [self.clock; 64] }));
         }
+    }
+
+    /// A count that grows with every change of memory.
+    pub fn clock(&self) -> u64 {
+        self.clock
+    }
+
+    /// What [`PhysMemory::clock`] said after the last change of the 64 bytes around an address; 0 if they never changed.
+    ///
+    /// Every STE and CD is one such line, so this answers whether a cache that was filled earlier can be out of date,
+    /// even if the old bytes came back meanwhile.
+    pub fn changed_at(&self, address: u64) -> u64 {
+        let line = (address >> 6 & 63) as usize;
+        self.pages.get(&(address >> 12)).map_or(0, |page| page.changed[line])
     }
 }

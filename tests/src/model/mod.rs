@@ -3,12 +3,17 @@
 pub mod cpu;
 pub mod device;
 pub mod heap;
+pub mod inspect;
 pub mod memory;
 pub mod pci;
+pub mod reach;
 pub mod smmu;
+pub mod stage1;
 pub mod stage2;
+pub mod stale;
 pub mod store;
 pub mod violation;
+pub mod watch;
 
 use cpu::Cpu;
 use heap::PageHeap;
@@ -18,7 +23,7 @@ use smmu::{Bus, Smmu};
 use std::collections::HashMap;
 use violation::Violations;
 
-/// Where SMMU 0 is; the others follow (as in QEMU's virt machine).
+/// Where SMMU 0 is; the others follow (as in QEMU's virt machine). There is room for 256 before anything else.
 pub const SMMU_BASE: u64 = 0x0c00_0000;
 /// Bytes of one SMMU's registers.
 pub const SMMU_BYTES: u64 = 0x2_0000;
@@ -54,6 +59,10 @@ pub struct Machine {
     pub now_ns: u64,
     /// How much time one [`Machine::relax`] takes.
     pub relax_ns: u64,
+    /// How much time a read of an SMMU's register takes: it waits for an answer.
+    pub register_access_ns: u64,
+    /// How much time a write of an SMMU's register takes: nothing waits for it, unless this says so.
+    pub register_write_ns: u64,
     /// Heap of the memory set aside at boot, and of what the host gave.
     pub heaps: [PageHeap; 2],
     /// Allocations since the count was last set.
@@ -70,11 +79,16 @@ pub struct Machine {
     pub dma_latency_ns: u64,
     /// Register accesses of the hypervisor: (address, value written or `None`), when recording is on.
     pub trace: Option<Vec<(u64, Option<u64>)>>,
+    /// Accesses that are tried at every moment.
+    pub watch: Option<watch::Watch>,
+    /// Reads and writes of memory and registers by the hypervisor, and 4 KiB pages that it wiped: a measure of its work.
+    pub accesses: u64,
 }
 
 impl Machine {
     /// A machine after reset, with `ram_bytes` of RAM and these SMMUs, each with the same StreamIDs in use.
     pub fn new(ram_bytes: u64, smmus: &[SmmuConfig], streams: &[Vec<u32>]) -> Self {
+        assert!(SMMU_BASE + SMMU_BYTES * smmus.len() as u64 <= 0x0e00_0000, "SMMUs run into the BARs");
         let smmus = smmus
             .iter()
             .enumerate()
@@ -90,6 +104,8 @@ impl Machine {
             violations: Violations::default(),
             now_ns: 1,
             relax_ns: 2_000,
+            register_access_ns: 100,
+            register_write_ns: 0,
             heaps: Default::default(),
             allocations: 0,
             failing_allocation: None,
@@ -98,6 +114,8 @@ impl Machine {
             doorbells: 0,
             dma_latency_ns: 0,
             trace: None,
+            watch: None,
+            accesses: 0,
         }
     }
 
@@ -115,6 +133,7 @@ impl Machine {
                 smmu.step(&mut bus);
             }
         }
+        self.observe();
     }
 
     /// A hint that a CPU waits.
@@ -124,6 +143,7 @@ impl Machine {
 
     /// Hypervisor's read of RAM.
     pub fn read_u64(&mut self, address: u64) -> u64 {
+        self.accesses += 1;
         if address & 7 != 0 {
             self.violations.record(format!("EL2 reads 64 bits at {address:#x}"));
         }
@@ -138,6 +158,7 @@ impl Machine {
 
     /// Hypervisor's write of RAM, seen by all walkers at once.
     pub fn write_u64(&mut self, address: u64, value: u64) {
+        self.accesses += 1;
         if address & 7 != 0 {
             self.violations.record(format!("EL2 writes 64 bits at {address:#x}"));
         }
@@ -151,6 +172,7 @@ impl Machine {
         {
             self.check_store(address, old, value);
         }
+        self.observe();
     }
 
     /// Hypervisor's wipe. Whatever could still reach the range through a cache, or is on its way to it, is a violation.
@@ -158,43 +180,9 @@ impl Machine {
         if span.start & 0xfff != 0 || span.end & 0xfff != 0 {
             self.violations.record(format!("wipe of {span:x?}: not a multiple of 4 KiB"));
         }
+        self.accesses += span.size() >> 12;
         self.check_unreachable(span, "is wiped");
         self.memory.wipe(span);
-    }
-
-    /// Records every cached translation, of an SMMU that translates or of a CPU, and every transaction under way, that reaches the span.
-    pub fn check_unreachable(&mut self, span: Span, what: &str) {
-        for smmu in &self.smmus {
-            if smmu.translating() {
-                for entry in smmu.tlb.reaching(span.start, span.end - 1) {
-                    self.violations.record(format!(
-                        "memory at {:#x} {what} while SMMU {} caches {:#x} -> {:#x} (level {}) for VMID {}",
-                        span.start,
-                        smmu.index,
-                        entry.leaf.ia,
-                        entry.leaf.output,
-                        entry.leaf.level,
-                        entry.vmid
-                    ));
-                }
-            }
-            for transaction in &smmu.in_flight {
-                if span.contains(transaction.address) {
-                    self.violations.record(format!(
-                        "memory {what} while a transaction through SMMU {} is on its way to {:#x}",
-                        smmu.index, transaction.address
-                    ));
-                }
-            }
-        }
-        for leaf in &self.cpu.leaves {
-            if Span::new(leaf.output, 1 << leaf.size_log2).overlaps(span) {
-                self.violations.record(format!(
-                    "memory at {:#x} {what} while a CPU TLB has {:#x} -> {:#x} (level {})",
-                    span.start, leaf.ia, leaf.output, leaf.level
-                ));
-            }
-        }
     }
 
     fn smmu_at(&self, address: u64) -> Option<usize> {
@@ -206,6 +194,7 @@ impl Machine {
     }
 
     fn record_access(&mut self, address: u64, value: Option<u64>) {
+        self.accesses += 1;
         if let Some(trace) = &mut self.trace {
             trace.push((address, value));
         }
@@ -215,7 +204,7 @@ impl Machine {
     pub fn read_register_u32(&mut self, address: u64) -> u32 {
         self.record_access(address, None);
         if let Some(index) = self.smmu_at(address) {
-            self.now_ns += 100;
+            self.now_ns += self.register_access_ns;
             return self
                 .smmu(index)
                 .map_or(0, |(smmu, mut bus)| smmu.read_u32(&mut bus, address - smmu.base));
@@ -233,9 +222,11 @@ impl Machine {
     pub fn write_register_u32(&mut self, address: u64, value: u32) {
         self.record_access(address, Some(u64::from(value)));
         if let Some(index) = self.smmu_at(address) {
+            self.now_ns += self.register_write_ns;
             if let Some((smmu, mut bus)) = self.smmu(index) {
                 smmu.write_u32(&mut bus, address - smmu.base, value);
             }
+            self.observe();
         } else if ECAM.contains(address) {
             if let Some(function) = self.function_at(address) {
                 function.write(address & 0xfff, value);
@@ -252,6 +243,7 @@ impl Machine {
     pub fn read_register_u64(&mut self, address: u64) -> u64 {
         match self.smmu_at(address) {
             Some(index) => {
+                self.now_ns += self.register_access_ns;
                 self.smmu(index).map_or(0, |(smmu, mut bus)| smmu.read_u64(&mut bus, address - smmu.base))
             }
             None => {
@@ -265,6 +257,7 @@ impl Machine {
     pub fn write_register_u64(&mut self, address: u64, value: u64) {
         match self.smmu_at(address) {
             Some(index) => {
+                self.now_ns += self.register_write_ns;
                 if let Some((smmu, mut bus)) = self.smmu(index) {
                     smmu.write_u64(&mut bus, address - smmu.base, value);
                 }
@@ -286,27 +279,5 @@ impl Machine {
             return None;
         }
         self.heaps[heap].take(order).map(|page| page << 12)
-    }
-
-    /// Gives a run of pages back to a heap. Nothing may reach it any more through a table pointer that an SMMU caches.
-    pub fn heap_give(&mut self, heap: usize, run: u64, order: u8) {
-        if let Err(text) = self.heaps[heap].give(run >> 12, order) {
-            self.violations.record(text);
-        }
-        let span = Span::new(run, 4096 << order);
-        for smmu in self.smmus.iter().filter(|smmu| smmu.translating()) {
-            for step in smmu.tlb.walks.iter().filter(|step| span.contains(step.table.address)) {
-                self.violations.record(format!(
-                    "SMMU {} caches a pointer to the table at {:#x} (VMID {}, level {}), which is freed",
-                    smmu.index, step.table.address, step.vmid, step.table.level
-                ));
-            }
-        }
-        for table in self.cpu.walks.iter().filter(|table| span.contains(table.address)) {
-            self.violations.record(format!(
-                "a CPU caches a pointer to the table at {:#x}, which is freed",
-                table.address
-            ));
-        }
     }
 }

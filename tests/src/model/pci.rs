@@ -24,6 +24,12 @@ impl Function {
         function
     }
 
+    /// The same, as one of several functions of its device (Header Type, bit 7).
+    pub fn one_of_several(mut self) -> Self {
+        self.words[3] |= 1 << 23;
+        self
+    }
+
     /// A bridge (header type 1) with its bus numbers.
     pub fn bridge(primary: u8, secondary: u8, subordinate: u8) -> Self {
         let mut function = Self { words: vec![0; 1024], writable: HashMap::new() };

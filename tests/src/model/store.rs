@@ -2,7 +2,7 @@
 
 use super::Machine;
 use super::smmu::Bus;
-use super::smmu::stream::{Fetched, Meaning};
+use super::smmu::stream::Fetched;
 use super::stage2::{Stage2Config, level_shift, walk};
 
 impl Machine {
@@ -45,25 +45,13 @@ impl Machine {
         let streams = self.smmus.get(index).map(|smmu| smmu.streams.clone()).unwrap_or_default();
         let mut live = Vec::new();
         for stream in streams {
-            if let Some(Meaning::Stage2 { config, .. }) = self.meaning_in_memory(index, stream)
+            if let Some(config) = self.meaning_in_memory(index, stream).and_then(|meaning| meaning.stage2())
                 && !live.contains(&config)
             {
                 live.push(config);
             }
         }
         live
-    }
-
-    /// What the STE of a stream says now, in memory; `None` if it is not valid, or the SMMU does not translate.
-    pub fn meaning_in_memory(&mut self, index: usize, stream: u32) -> Option<Meaning> {
-        let (smmu, mut bus) = self.smmu(index)?;
-        if !smmu.translating() {
-            return None;
-        }
-        match smmu.ste_in_memory(&mut bus, stream) {
-            Fetched::Ste(ste) => smmu.decode_ste(&ste).ok(),
-            Fetched::BadStream | Fetched::Abort => None,
-        }
     }
 
     /// 5.2 and 3.21.2: while V = 1 an STE may be read between any two stores, so each of them must leave a legal one.
@@ -77,7 +65,10 @@ impl Machine {
             let Some(&stream) = smmu.ste_places.get(&at) else { continue };
             let mut bus =
                 Bus { memory: &mut self.memory, violations: &mut self.violations, now_ns: self.now_ns };
-            if let Fetched::Ste(ste) = smmu.ste_in_memory(&mut bus, stream)
+            let fetched = smmu.ste_in_memory(&mut bus, stream);
+            // It may be read, and what it names cached, before the next store.
+            smmu.note_ste(&mut bus, stream, fetched);
+            if let Fetched::Ste(ste) = fetched
                 && ste[0] & 1 == 1
                 && let Err(reason) = smmu.decode_ste(&ste)
             {

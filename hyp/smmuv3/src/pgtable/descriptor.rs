@@ -1,4 +1,4 @@
-//! Descriptors of VMSAv8-64 stage-2 tables (DDI 0487, D8.3), and what is kept in the bits that walkers
+//! Descriptors of VMSAv8-64 tables of both stages (DDI 0487, D8.3), and what is kept in the bits that walkers
 //! ignore.
 
 use crate::address::PhysAddr;
@@ -19,25 +19,39 @@ const COUNT_ONE: u64 = 1 << 2;
 /// [`TableInfo::mixed`] in a table descriptor.
 pub(crate) const MIXED: u64 = 1 << 58;
 
-/// Attributes of a leaf: bits 58:53, 51:50 and 11:2 of its descriptor. The contiguous bit is never set.
+/// Attributes of a leaf, of either stage: bits 58:53, 51:50 and 11:2 of its descriptor. The contiguous bit is never set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes(u64);
 
 impl Attributes {
     const MASK: u64 = 0x07ec_0000_0000_0ffc;
 
-    /// MemAttr\[3:0\], bits 5:2, without FWB.
+    /// Stage 2: MemAttr\[3:0\], bits 5:2, without FWB.
     const NORMAL_WRITE_BACK: u64 = 0b1111 << 2;
     const DEVICE_NGNRE: u64 = 0b0001 << 2;
-    /// S2AP, bits 7:6.
+    /// Stage 2: S2AP, bits 7:6.
     const READ_WRITE: u64 = 0b11 << 6;
     /// SH, bits 9:8.
     const INNER_SHAREABLE: u64 = 0b11 << 8;
     const OUTER_SHAREABLE: u64 = 0b10 << 8;
     /// AF, bit 10: no access raises an Access flag fault.
     const ACCESSED: u64 = 1 << 10;
-    /// XN\[1:0\], bits 54:53, = 0b10: no execution at EL1 or EL0, with FEAT_XNX and without.
+    /// Stage 2: XN\[1:0\], bits 54:53, = 0b10: no execution at EL1 or EL0, with FEAT_XNX and without.
     const EXECUTE_NEVER: u64 = 0b10 << 53;
+    /// Stage 1: AttrIndx, bits 4:2: a byte of MAIR.
+    const ATTR_INDEX_SHIFT: u32 = 2;
+    /// Stage 1: AP\[1\], bit 6: unprivileged accesses too.
+    const UNPRIVILEGED: u64 = 1 << 6;
+    /// Stage 1: AP\[2\], bit 7: no writes.
+    const READ_ONLY: u64 = 1 << 7;
+    /// Stage 1: nG, bit 11: tagged with the ASID.
+    const NOT_GLOBAL: u64 = 1 << 11;
+    /// Stage 1: PXN and UXN, bits 53 and 54: no execution, privileged or not.
+    const PRIVILEGED_AND_UNPRIVILEGED_EXECUTE_NEVER: u64 = 0b11 << 53;
+
+    /// The value of MAIR that [`Self::io_stage1_normal`] and [`Self::io_stage1_device`] choose from: Attr0 is Normal
+    /// Write-Back (inner and outer, read- and write-allocate), Attr1 is Device-nGnRE.
+    pub const IO_MAIR: u64 = 0x04ff;
 
     /// CPU stage 2: Normal Write-Back memory, read and write, executable or not. It is the weakest type, so
     /// stage 1 alone decides: also right for device space that the host maps with types of its own.
@@ -60,6 +74,28 @@ impl Attributes {
     /// I/O stage 2 for an MSI doorbell: Device-nGnRE, read and write, not executable.
     pub const fn io_stage2_device() -> Self {
         Self::stage2_device()
+    }
+
+    /// I/O stage 1: the memory type that byte `mair_index` (0 to 7) of the CD's MAIR names, Inner Shareable; read and,
+    /// if `write`, written by privileged and unprivileged transactions; not executable; of one ASID (nG = 1).
+    pub const fn io_stage1(mair_index: u8, write: bool) -> Self {
+        let bits = ((mair_index & 7) as u64) << Self::ATTR_INDEX_SHIFT
+            | Self::UNPRIVILEGED
+            | Self::INNER_SHAREABLE
+            | Self::ACCESSED
+            | Self::NOT_GLOBAL
+            | Self::PRIVILEGED_AND_UNPRIVILEGED_EXECUTE_NEVER;
+        Self(if write { bits } else { bits | Self::READ_ONLY })
+    }
+
+    /// I/O stage 1: Normal Write-Back, under [`Self::IO_MAIR`].
+    pub const fn io_stage1_normal(write: bool) -> Self {
+        Self::io_stage1(0, write)
+    }
+
+    /// I/O stage 1: Device-nGnRE, read and write, under [`Self::IO_MAIR`]. For an MSI doorbell.
+    pub const fn io_stage1_device() -> Self {
+        Self::io_stage1(1, true)
     }
 
     /// The attribute bits of a leaf descriptor; others are dropped.
@@ -99,9 +135,13 @@ pub(crate) const fn is_table(descriptor: u64, level: u8) -> bool {
 
 /// What a table descriptor says about the table it points to.
 ///
-/// Bits 11:2 and 58:55 of a table descriptor are ignored by walkers at stage 2. They hold a 14-bit number,
-/// the low ten bits in 11:2: bits 12:0 are the count of valid entries less one (a linked table is never
-/// empty), bit 13 is `mixed`. Changing them needs no invalidation.
+/// Bits 11:2 and 58:55 of a table descriptor are ignored by walkers at both stages (DDI 0487, D8.3.1.1). At stage 1 the
+/// attributes for the levels below (NSTable, APTable, UXNTable, PXNTable) are bits 63:59, which stay 0. Bits 11:2 are
+/// not ignored with DS = 1 (bits 9:8 are of the address) and with HAFT (bit 10 is the access flag of a table): no
+/// VTCR_EL2, STE or CD of this project enables either.
+///
+/// They hold a 14-bit number, the low ten bits in 11:2: bits 12:0 are the count of valid entries less one (a linked
+/// table is never empty), bit 13 is `mixed`. Changing them needs no invalidation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TableInfo {
     /// Valid entries, 1 to 8192.
@@ -173,6 +213,11 @@ mod tests {
         assert_eq!(Attributes::stage2_normal(true).bits(), 0x7fc);
         assert_eq!(Attributes::io_stage2_normal().bits(), 0x0040_0000_0000_07fc);
         assert_eq!(Attributes::io_stage2_device().bits(), 0x0040_0000_0000_06c4);
+        // nG, AF, SH inner, AP[2:1], AttrIndx; UXN, PXN.
+        assert_eq!(Attributes::io_stage1_normal(true).bits(), 0b11 << 53 | 0xf40);
+        assert_eq!(Attributes::io_stage1_normal(false).bits(), 0b11 << 53 | 0xfc0);
+        assert_eq!(Attributes::io_stage1_device().bits(), 0b11 << 53 | 0xf44);
+        assert_eq!(Attributes::io_stage1(7, true).bits() >> 2 & 0b1111, 7, "NS = 0");
         assert_eq!(Attributes::from_bits(u64::MAX).bits() & (1 << 52 | ADDRESS | 3), 0);
     }
 }

@@ -12,6 +12,16 @@ pub enum Granule {
 }
 
 impl Granule {
+    /// The granule of so many bytes, by their base-2 logarithm.
+    pub const fn from_log2(log2: u8) -> Option<Self> {
+        match log2 {
+            12 => Some(Self::Size4K),
+            14 => Some(Self::Size16K),
+            16 => Some(Self::Size64K),
+            _ => None,
+        }
+    }
+
     /// Base-2 logarithm of the size in bytes.
     pub const fn log2(self) -> u8 {
         match self {
@@ -27,8 +37,8 @@ impl Granule {
     }
 }
 
-/// The shape of one stage-2 table, as VTCR_EL2 and an STE describe it. Output addresses have at most 48 bits
-/// and descriptors the format without FEAT_LPA2.
+/// The shape of one table: of stage 2, as VTCR_EL2 and an STE describe it, or of stage 1, as TCR_EL1 and a CD do. Output
+/// addresses have at most 48 bits and descriptors the format without FEAT_LPA2 (DS = 0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     granule: Granule,
@@ -51,6 +61,25 @@ impl Geometry {
     /// only at level 1, where that saves level 0. So there are always blocks, and a
     /// small root is one granule.
     pub const fn stage2(granule: Granule, ia_bits: u8, oa_bits: u8) -> Option<Self> {
+        Self::with_concatenation(granule, ia_bits, oa_bits, CONCATENATION_LOG2)
+    }
+
+    /// A stage-1 table for virtual addresses of `va_bits` bits, 32 to 48, whose upper bits are 0 (TTB0), and output
+    /// addresses of `oa_bits` bits: 32, 36, 40, 42, 44 or 48. `None` for any other number.
+    ///
+    /// The root is one table: tables are concatenated at stage 2 only. So the walk starts at level 0 as soon as one
+    /// table at level 1 does not cover the input.
+    pub const fn stage1(granule: Granule, va_bits: u8, oa_bits: u8) -> Option<Self> {
+        Self::with_concatenation(granule, va_bits, oa_bits, 0)
+    }
+
+    /// A table of which up to `1 << concatenation_log2` may stand side by side at level 1.
+    const fn with_concatenation(
+        granule: Granule,
+        ia_bits: u8,
+        oa_bits: u8,
+        concatenation_log2: u8,
+    ) -> Option<Self> {
         if ia_bits < 32 || ia_bits > 48 || !matches!(oa_bits, 32 | 36 | 40 | 42 | 44 | 48) {
             return None;
         }
@@ -61,7 +90,7 @@ impl Geometry {
             start_level = 1;
             start_shift += stride;
         }
-        if ia_bits > start_shift + stride + CONCATENATION_LOG2 {
+        if ia_bits > start_shift + stride + concatenation_log2 {
             start_level = 0;
             start_shift += stride;
         }
@@ -115,12 +144,12 @@ impl Geometry {
         1 << self.stride()
     }
 
-    /// T0SZ of VTCR_EL2, S2T0SZ of an STE.
+    /// T0SZ of VTCR_EL2 or TCR_EL1, S2T0SZ of an STE, T0SZ of a CD.
     pub const fn t0sz(&self) -> u8 {
         64 - self.ia_bits
     }
 
-    /// SL0 of VTCR_EL2, S2SL0 of an STE.
+    /// SL0 of VTCR_EL2, S2SL0 of an STE. Stage 1 has no such field: there the level follows from T0SZ.
     pub const fn sl0(&self) -> u8 {
         match self.granule {
             Granule::Size4K => 2 - self.start_level,
@@ -128,7 +157,7 @@ impl Geometry {
         }
     }
 
-    /// TG0 of VTCR_EL2, S2TG of an STE.
+    /// TG0 of VTCR_EL2 or TCR_EL1, S2TG of an STE, TG0 of a CD.
     pub const fn tg(&self) -> u8 {
         match self.granule {
             Granule::Size4K => 0b00,
@@ -137,7 +166,7 @@ impl Geometry {
         }
     }
 
-    /// PS of VTCR_EL2, S2PS of an STE.
+    /// PS of VTCR_EL2, IPS of TCR_EL1, S2PS of an STE, IPS of a CD.
     pub const fn ps(&self) -> u8 {
         match self.oa_bits {
             0..=32 => 0b000,
@@ -235,6 +264,33 @@ mod tests {
         assert_eq!(Geometry::stage2(Granule::Size4K, 49, 44), None);
         assert_eq!(Geometry::stage2(Granule::Size4K, 40, 43), None);
         assert_eq!(Geometry::stage2(Granule::Size4K, 40, 52), None);
+    }
+
+    #[test]
+    fn stage_1_has_one_root_table() {
+        // granule, input bits, level, entries of the root
+        let cases = [
+            (Granule::Size4K, 32, 1, 4),
+            (Granule::Size4K, 39, 1, 512),
+            (Granule::Size4K, 40, 0, 2),
+            (Granule::Size4K, 48, 0, 512),
+            (Granule::Size16K, 36, 2, 2048),
+            (Granule::Size16K, 37, 1, 2),
+            (Granule::Size16K, 47, 1, 2048),
+            (Granule::Size16K, 48, 0, 2),
+            (Granule::Size64K, 42, 2, 8192),
+            (Granule::Size64K, 43, 1, 2),
+            (Granule::Size64K, 48, 1, 64),
+        ];
+        for (granule, va_bits, level, entries) in cases {
+            let g = Geometry::stage1(granule, va_bits, 44).unwrap();
+            assert_eq!((g.start_level(), g.root_entries()), (level, entries), "{granule:?} {va_bits}");
+            assert_eq!((g.root_tables(), g.root_bytes()), (1, granule.bytes()));
+            assert_eq!(g.level_shift(g.start_level()), g.start_shift());
+        }
+        assert_eq!(Geometry::stage1(Granule::Size4K, 31, 44), None);
+        assert_eq!(Geometry::stage1(Granule::Size4K, 49, 44), None);
+        assert_eq!(Geometry::stage1(Granule::Size4K, 48, 52), None);
     }
 
     #[test]

@@ -281,6 +281,7 @@ impl PageTable {
     }
 
     /// The body of [`PageTable::tables_for_map`].
+    #[inline]
     pub(super) fn count_for_map<M: Memory>(&self, memory: &M, range: PhysRange, output: PhysAddr) -> usize {
         let Ok(span) = self.check_map(range, output) else {
             return 0;
@@ -288,6 +289,11 @@ impl PageTable {
         if self.is_page(span) && matches!(self.walk_page(memory, span.0), PageWalk::Page { .. }) {
             return 0;
         }
+        self.count_for_map_span(memory, span, output)
+    }
+
+    #[inline(never)]
+    fn count_for_map_span<M: Memory>(&self, memory: &M, span: Span, output: PhysAddr) -> usize {
         let leaves = Leaves::new(self, span.0, output, Attributes::from_bits(0));
         self.survey(memory, &leaves, self.root, self.geometry.start_level(), span).unwrap_or(0)
     }

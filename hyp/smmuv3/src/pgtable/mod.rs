@@ -1,5 +1,6 @@
 //! Translation tables of VMSAv8-64 (DDI 0487, D8): one implementation for the CPU's stage 2 of the host, the
-//! I/O table that all SMMUs share, and the tables of guests.
+//! I/O table that all SMMUs share, the tables of guests, and the host's own stage 1 for its devices. Map and unmap do
+//! not know the stage: it is in the [`Geometry`] and the [`Attributes`].
 //!
 //! A table descriptor carries, in bits that walkers ignore, how many entries of the next table are valid and
 //! whether they may form a block, so an empty table is seen, and a whole one joined, without
@@ -98,6 +99,9 @@ pub struct Leaf {
 }
 
 /// One translation table: its shape and where it stands. Two copies name the same table.
+///
+/// An input address is an IPA at stage 2 and a VA at stage 1; an output address is a PA, or at a stage 1 above a stage 2
+/// an IPA.
 #[derive(Clone, Copy, Debug)]
 pub struct PageTable {
     geometry: Geometry,
@@ -175,11 +179,13 @@ impl PageTable {
 
     /// How many tables [`Self::map`] with the same arguments would take now; 0 where it would fail before
     /// taking any.
+    #[inline]
     pub fn tables_for_map<M: Memory>(&self, memory: &M, range: PhysRange, output: PhysAddr) -> usize {
         self.count_for_map(memory, range, output)
     }
 
     /// How many tables [`Self::unmap`] of the range would take now; 0 where it would fail before taking any.
+    #[inline]
     pub fn tables_for_unmap<M: Memory>(&self, memory: &M, range: PhysRange) -> usize {
         self.count_for_unmap(memory, range)
     }
@@ -204,6 +210,36 @@ impl PageTable {
             table = descriptor::address(found);
             level = level.wrapping_add(1);
         }
+    }
+
+    /// The first leaf at or above an input address, as the first input address that it translates there, and its level.
+    pub fn next_leaf<M: Memory>(&self, memory: &M, from: u64) -> Option<(u64, u8)> {
+        let mut ia = from;
+        let mut level = self.geometry.start_level();
+        let mut table = self.root;
+        // Tables are never empty, so each is left at most once at its end.
+        while self.reaches(ia) {
+            let size = self.geometry.level_bytes(level);
+            let found = memory.read_u64(self.slot(table, level, ia));
+            if found & descriptor::VALID != 0 {
+                if !descriptor::is_table(found, level) {
+                    return Some((ia, level));
+                }
+                table = descriptor::address(found);
+                level = level.wrapping_add(1);
+                continue;
+            }
+            ia = (ia | size.wrapping_sub(1)).wrapping_add(1);
+            let above = size.wrapping_shl(u32::from(self.geometry.stride()));
+            if level != self.geometry.start_level() && ia & above.wrapping_sub(1) == 0 {
+                // The end of this table: on from the root.
+                (level, table) = (self.geometry.start_level(), self.root);
+            }
+            if ia == 0 {
+                return None;
+            }
+        }
+        None
     }
 
     /// Gives back all tables below the root and clears the root, which stays the caller's. No walker and no

@@ -1,4 +1,4 @@
-//! Random histories against a model of runs of pages. After every operation: walking the raw descriptors
+//! Random histories, of both stages, against a model of runs of pages. After every operation: walking the raw descriptors
 //! gives the model; counts and flags in table descriptors agree with the tables; tables taken, linked and
 //! given back balance; the predicted number of tables was taken. At every store: a walker sees the old or the
 //! new translation (or, where break-before-make is allowed to, none), and finds no table that was not
@@ -73,8 +73,36 @@ fn range_of(g: &Geometry, op: &Op) -> (u64, u64) {
     (start as u64, (start + size - 1) as u64)
 }
 
-fn run_history(granule: Granule, ia_bits: u8, blocks: Blocks, always_join: bool, ops: &[Op]) {
-    let g = Geometry::stage2(granule, ia_bits, 48).unwrap();
+/// A stage, as far as a page table knows it.
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    One,
+    Two,
+}
+
+impl Stage {
+    fn geometry(self, granule: Granule, ia_bits: u8) -> Geometry {
+        match self {
+            Self::One => Geometry::stage1(granule, ia_bits, 48),
+            Self::Two => Geometry::stage2(granule, ia_bits, 48),
+        }
+        .unwrap()
+    }
+
+    fn attributes(self, choice: bool) -> Attributes {
+        match self {
+            Self::One => Attributes::io_stage1_normal(choice),
+            Self::Two => Attributes::stage2_normal(choice),
+        }
+    }
+}
+
+fn stage() -> impl Strategy<Value = Stage> {
+    prop_oneof![Just(Stage::One), Just(Stage::Two)]
+}
+
+fn run_history(stage: Stage, granule: Granule, ia_bits: u8, blocks: Blocks, always_join: bool, ops: &[Op]) {
+    let g = stage.geometry(granule, ia_bits);
     let memory = TestMemory::new(granule.bytes());
     let pt = PageTable::new(g, blocks, PhysAddr(0x10_0000_0000));
     let mut pages = TestPages {
@@ -92,7 +120,7 @@ fn run_history(granule: Granule, ia_bits: u8, blocks: Blocks, always_join: bool,
         let range = PhysRange::inclusive(PhysAddr(first), PhysAddr(last)).unwrap();
         let old = model.clone();
         let delta = [0, granule.bytes(), g.level_bytes(2)][usize::from(op.shift)];
-        let attributes = Attributes::stage2_normal(op.attribute);
+        let attributes = stage.attributes(op.attribute);
         let taken_at_first = match op.map {
             true => model.first_in(first, last),
             false => None,
@@ -185,24 +213,24 @@ fn run_history(granule: Granule, ia_bits: u8, blocks: Blocks, always_join: bool,
     assert_eq!(pt.lookup(&memory, 0), None);
 }
 
-fn history(longest: usize) -> impl Strategy<Value = (Blocks, bool, Vec<Op>)> {
+fn history(longest: usize) -> impl Strategy<Value = (Stage, Blocks, bool, Vec<Op>)> {
     let blocks = prop_oneof![Just(Blocks::InPlace), Just(Blocks::BreakBeforeMake)];
-    (blocks, any::<bool>(), prop::collection::vec(op(), 1..longest))
+    (stage(), blocks, any::<bool>(), prop::collection::vec(op(), 1..longest))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn blocks_of_4k((blocks, join, ops) in history(24), ia_bits in prop::sample::select(&[33u8, 36, 40, 48])) {
-        run_history(Granule::Size4K, ia_bits, blocks, join, &ops);
+    fn blocks_of_4k((stage, blocks, join, ops) in history(24), ia_bits in prop::sample::select(&[33u8, 36, 40, 48])) {
+        run_history(stage, Granule::Size4K, ia_bits, blocks, join, &ops);
     }
 
     #[test]
-    fn pages_of_4k(ops in prop::collection::vec(op(), 1..8), ia_bits in prop::sample::select(&[33u8, 48])) {
+    fn pages_of_4k(stage in stage(), ops in prop::collection::vec(op(), 1..8), ia_bits in prop::sample::select(&[33u8, 48])) {
         let small = |op: &Op| Op { kind: op.kind % 6, ..op.clone() };
         let ops: Vec<Op> = ops.iter().map(small).collect();
-        run_history(Granule::Size4K, ia_bits, Blocks::Never, false, &ops);
+        run_history(stage, Granule::Size4K, ia_bits, Blocks::Never, false, &ops);
     }
 }
 
@@ -210,21 +238,21 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn blocks_of_16k((blocks, join, ops) in history(12), ia_bits in prop::sample::select(&[36u8, 41, 48])) {
-        run_history(Granule::Size16K, ia_bits, blocks, join, &ops);
+    fn blocks_of_16k((stage, blocks, join, ops) in history(12), ia_bits in prop::sample::select(&[36u8, 41, 48])) {
+        run_history(stage, Granule::Size16K, ia_bits, blocks, join, &ops);
     }
 
     #[test]
-    fn blocks_of_64k((blocks, join, ops) in history(8), ia_bits in prop::sample::select(&[34u8, 44, 47])) {
-        run_history(Granule::Size64K, ia_bits, blocks, join, &ops);
+    fn blocks_of_64k((stage, blocks, join, ops) in history(8), ia_bits in prop::sample::select(&[34u8, 44, 47])) {
+        run_history(stage, Granule::Size64K, ia_bits, blocks, join, &ops);
     }
 
     #[test]
-    fn pages_of_16k_and_64k(ops in prop::collection::vec(op(), 1..6), large in any::<bool>()) {
+    fn pages_of_16k_and_64k(stage in stage(), ops in prop::collection::vec(op(), 1..6), large in any::<bool>()) {
         let small = |op: &Op| Op { kind: op.kind % 6, ..op.clone() };
         let ops: Vec<Op> = ops.iter().map(small).collect();
         let granule = if large { Granule::Size64K } else { Granule::Size16K };
-        run_history(granule, 40, Blocks::Never, false, &ops);
+        run_history(stage, granule, 40, Blocks::Never, false, &ops);
     }
 }
 

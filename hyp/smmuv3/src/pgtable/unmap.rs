@@ -122,6 +122,7 @@ impl PageTable {
     }
 
     /// The body of [`PageTable::tables_for_unmap`].
+    #[inline]
     pub(super) fn count_for_unmap<M: Memory>(&self, memory: &M, range: PhysRange) -> usize {
         let span = (range.start().0, range.last().0);
         let aligned = range.is_aligned(self.geometry.granule().bytes());
@@ -131,6 +132,11 @@ impl PageTable {
         if self.is_page(span) && !matches!(self.walk_page(memory, span.0), PageWalk::Block) {
             return 0;
         }
+        self.count_for_unmap_span(memory, span)
+    }
+
+    #[inline(never)]
+    fn count_for_unmap_span<M: Memory>(&self, memory: &M, span: Span) -> usize {
         self.count_splits(memory, self.root, self.geometry.start_level(), span)
     }
 

@@ -9,14 +9,14 @@ extern crate std;
 mod bounds;
 pub(crate) mod platform;
 
-use abi::{DomainHandle, GuestHandle, Recipient, Status};
+use abi::{GuestHandle, Recipient, Status};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::Memory;
 use smmuv3::pgtable::{Blocks, Granule, PageTable};
 
 use super::frame::{Owner, PageState};
 use super::pool::Pool;
-use super::transition::{Reserves, Tables};
+use super::transition::{Mapping, Reserves, Tables};
 use super::*;
 use crate::devicetree::Machine;
 use platform::{DOORBELL, Did, POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatform, machine, range};
@@ -151,7 +151,7 @@ fn a_donation_takes_maps_and_wipes_in_this_order_and_reclaim_joins_again() {
         assert_eq!(world.p.read_u64(page.start()), 0);
         let did = world.p.did();
         let at = |wanted: Did| did.iter().rposition(|did| *did == wanted);
-        let forget = |did: &Did| matches!(did, Did::Forget(DomainHandle::Host, first, last) if *first <= start && start < *last);
+        let forget = |did: &Did| matches!(did, Did::Forget(crate::iommu::HOST, first, last) if *first <= start && start < *last);
         let forgotten = did.iter().position(forget);
         assert!(at(Did::CpuTlbi(page)).is_some());
         assert!(at(Did::CpuTlbi(page)) < forgotten && forgotten < at(Did::Wipe(page)), "{did:?}");
@@ -160,7 +160,7 @@ fn a_donation_takes_maps_and_wipes_in_this_order_and_reclaim_joins_again() {
         assert_eq!(world.reach(guest, start), HOST);
         assert_eq!(world.owner(start), (Owner::Host, None));
         let did = world.p.did();
-        let forgotten = did.iter().position(|did| matches!(did, Did::Forget(DomainHandle::Guest(_), ..)));
+        let forgotten = did.iter().position(|did| matches!(did, Did::Forget(DomainIndex(1..=64), ..)));
         assert!(forgotten.is_some() && forgotten < did.iter().position(|did| *did == Did::Wipe(page)));
         assert_eq!((world.ownership.table_pages(), world.pool.state().free), (tables, free), "joined");
     }
@@ -250,16 +250,16 @@ fn without_pages_the_answer_is_how_many_are_missing() {
         let before = world.p.words();
         let failure = world.change(Change::Donate(guest), page).unwrap_err();
         assert_eq!(failure.status, Status::NoMemory);
-        assert!(failure.missing_pages > 0);
+        assert!(failure.detail > 0);
         assert_eq!(world.p.words(), before);
         assert_eq!(world.reach(guest, page.start().0), HOST);
         // With one page less than that it fails still, with all of them it does not (a table of 16 KiB is one run).
         if world.ownership.unit_bytes() == PAGE {
-            for _ in 1..failure.missing_pages {
+            for _ in 1..failure.detail {
                 world.pool.give(&world.p, taken.pop().unwrap(), 0);
             }
             let again = world.change(Change::Donate(guest), page).unwrap_err();
-            assert_eq!((again.status, again.missing_pages), (Status::NoMemory, 1));
+            assert_eq!((again.status, again.detail), (Status::NoMemory, 1));
             world.pool.give(&world.p, taken.pop().unwrap(), 0);
             world.change(Change::Donate(guest), page).unwrap();
             assert_eq!(world.pool.state().free, 0);
@@ -372,7 +372,7 @@ fn an_empty_pool_can_be_topped_up() {
             core::iter::from_fn(|| world.pool.take(&world.p, 0).ok()).collect();
         let (kept, words) = (world.pool.kept(), world.p.words());
         let refused = world.change(Change::Donate(guest), target).unwrap_err();
-        assert!(refused.status == Status::NoMemory && refused.missing_pages > 0);
+        assert!(refused.status == Status::NoMemory && refused.detail > 0);
         assert_eq!((world.pool.kept(), world.p.words()), (kept, words));
 
         // Of a block that no other page is of: what is kept splits it, and is filled up first.
@@ -384,7 +384,7 @@ fn an_empty_pool_can_be_topped_up() {
         let mut given = 1;
         while let Err(failure) = world.change(Change::Donate(guest), target) {
             assert_eq!(failure.status, Status::NoMemory);
-            let rest = (failure.missing_pages * PAGE).next_multiple_of(unit);
+            let rest = (failure.detail * PAGE).next_multiple_of(unit);
             world.top_up(range(bank + given * unit, rest)).unwrap();
             given += rest / unit;
             assert!(given <= 8, "each refusal told too little");
@@ -514,7 +514,8 @@ fn a_range_that_cannot_be_given_back_whole_is_not_given_back() {
     // Whatever is mapped of a range that nobody holds is withdrawn when it is held again.
     world.with(|o, cx| {
         let tables = Tables { cpu: Some((o.cpu, HOST_DEVICE)), io: None };
-        assert!(o.grant(cx, &tables, range(0x1000_2000, PAGE), &mut Reserves::empty(cx, 0)));
+        let mapping = Mapping::identity(range(0x1000_2000, PAGE));
+        assert!(o.grant(cx, &tables, mapping, &mut Reserves::empty(cx, 0)));
     });
     assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x1000_2000)));
     world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use abi::DomainHandle;
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
+use smmuv3::invalidation::DomainIndex;
 use smmuv3::memory::Memory;
 
 use crate::devicetree::{Machine, SmmuNode};
@@ -29,7 +29,7 @@ pub const DOORBELL: u64 = 0x0809_0000;
 pub enum Did {
     Wipe(PhysRange),
     CpuTlbi(PhysRange),
-    Forget(DomainHandle, u64, u64),
+    Forget(DomainIndex, u64, u64),
 }
 
 #[derive(Default)]
@@ -88,6 +88,18 @@ impl Memory for TestPlatform {
 }
 
 impl Platform for TestPlatform {
+    fn cpu(&self) -> u16 {
+        0
+    }
+
+    fn cpus(&self) -> u16 {
+        1
+    }
+
+    fn read_host_u64(&self, address: PhysAddr) -> u64 {
+        self.read_u64(address)
+    }
+
     fn wipe(&self, range: PhysRange) {
         assert!(range.is_aligned(4096));
         let mut state = self.0.lock().unwrap();
@@ -172,7 +184,7 @@ impl Platform for TestPlatform {
 }
 
 impl IoCaches for TestPlatform {
-    fn forget(&self, domain: DomainHandle, gather: &Gather) -> Result<(), CachesFailed> {
+    fn forget(&self, domain: DomainIndex, gather: &Gather) -> Result<(), CachesFailed> {
         let mut state = self.0.lock().unwrap();
         state.did.push(Did::Forget(domain, gather.first(), gather.last()));
         match state.failures.checked_sub(1) {
@@ -215,7 +227,8 @@ pub fn machine(platform: &TestPlatform) -> Machine {
         redistributors: list(&[range(0x080a_0000, 0x2_0000)]),
         its: list(&[range(0x0808_0000, 0x2_0000)]),
         doorbells: list(&[PhysAddr(DOORBELL)]),
-        smmus: list(&[SmmuNode { registers: range(SMMU, 0x2_0000), phandle: 1 }]),
+        ats_trusted: List::new(),
+        smmus: list(&[SmmuNode { registers: range(SMMU, 0x2_0000), phandle: 1, part: None }]),
         fw_cfg: list(&[range(0x0902_0000, 0x18)]),
         virtio_mmio: list(&[range(0x0a00_0000, 0x200), range(0x0a00_0200, 0x200)]),
         pcie: List::new(),

@@ -5,7 +5,6 @@
 //! the store it is for has no use.
 
 use super::queue::{CommandError, Outcome};
-use super::tlb::Hint;
 use super::{Bus, Smmu};
 
 fn bits(word: u64, high: u32, low: u32) -> u64 {
@@ -28,7 +27,7 @@ impl Smmu {
         if low & reserved[0] != 0 || high & reserved[1] != 0 {
             self.violation(bus, format_args!("command {low:#018x} {high:#018x} has RES0 bits set"));
         }
-        self.sequence += 1;
+        self.judge(bus, low, high);
         match opcode {
             // 4.2.1, 4.2.2: prefetches are hints.
             0x01 | 0x02 => {}
@@ -40,22 +39,18 @@ impl Smmu {
                 let stream = if range == 31 { 0 } else { bits(low, 63, 32) as u32 };
                 self.doom_configuration(bus, stream, range + 1, false);
             }
-            // 4.3.3, 4.3.4, 4.3.5: no CDs or VMSs are cached here.
-            0x05..=0x07 => {}
-            // 4.4: stage-1 translations are not modelled, but VMID-wide stage-1 commands leave stage 2 alone.
-            0x10..=0x13 | 0x20..=0x23 => {}
-            // 4.4.3 TLBI_S12_VMALL: VMID [47:32].
-            0x28 => {
-                let vmid = bits(low, 47, 32) as u16;
-                self.check_vmid(bus, vmid);
-                self.doom_translations(bus, Some(vmid), None);
+            // 4.3.3 CFGI_CD: SSID [31:12], StreamID [63:32], Leaf [64]. 4.3.4 CFGI_CD_ALL: StreamID.
+            0x05 => self.cfgi_cd(bus, bits(low, 63, 32) as u32, bits(low, 31, 12) as u32, high & 1 == 1),
+            0x06 => {
+                let stream = bits(low, 63, 32) as u32;
+                self.doom_contexts(bus, |(at, _)| at == stream, |(at, _)| at == stream);
             }
-            // 4.4.2 TLBI_S2_IPA.
-            0x2a => return self.tlbi_s2_ipa(bus, low, high),
-            // 4.4.4 TLBI_NSNH_ALL.
-            0x30 => self.doom_translations(bus, None, None),
-            // 4.5.1 ATC_INV: no ATCs are modelled.
-            0x40 => {}
+            // 4.3.5: no VMSs are cached here.
+            0x07 => {}
+            0x10..=0x13 | 0x28 | 0x2a | 0x30 => return self.tlbi(bus, low, high),
+            // EL2 and EL2-E2H StreamWorlds are not modelled.
+            0x20..=0x23 => {}
+            0x40 => return self.atc_inv(bus, low, high),
             // 4.7.3 SYNC: CS [13:12], 0b11 reserved.
             0x46 => {
                 let cs = bits(low, 13, 12);
@@ -87,67 +82,44 @@ impl Smmu {
         }
     }
 
-    fn check_vmid(&self, bus: &mut Bus, vmid: u16) {
-        // 4.4: with IDR0.VMID16 = 0 the upper 8 bits are RES0.
-        if u32::from(vmid) >> self.config.vmid_bits() != 0 {
+    /// 4.3.3: the CD of a StreamID and SSID, and, unless `leaf`, the level-1 descriptor on the way.
+    fn cfgi_cd(&mut self, bus: &mut Bus, stream: u32, ssid: u32, leaf: bool) {
+        if ssid >> self.config.ssid_size() != 0 {
             self.violation(
                 bus,
-                format_args!("VMID {vmid:#x} has more than {} bits", self.config.vmid_bits()),
+                format_args!("CFGI_CD of SSID {ssid:#x}, SSIDSIZE is {}", self.config.ssid_size()),
             );
         }
-    }
-
-    /// 4.4.1, 4.4.2: NUM [16:12], SCALE [25:20], VMID [47:32]; Leaf [64], TTL [73:72], TG [75:74], Address [115:76].
-    fn tlbi_s2_ipa(&mut self, bus: &mut Bus, low: u64, high: u64) -> Outcome {
-        let vmid = bits(low, 47, 32) as u16;
-        self.check_vmid(bus, vmid);
-        let leaf_only = high & 1 == 1;
-        let address = high & 0x00ff_ffff_ffff_f000;
-        let tg = bits(high, 11, 10);
-        if !self.config.ril() || tg == 0 {
-            // One address, any level, any granule.
-            self.doom_translations(
-                bus,
-                Some(vmid),
-                Some(Hint { first: address, last: address, level: None, leaf_only, granule_log2: None }),
-            );
-            return Outcome::Done;
-        }
-        let (num, scale, ttl) = (bits(low, 16, 12), bits(low, 25, 20), bits(high, 9, 8));
-        let granule_log2 = [0, 12, 14, 16][tg as usize];
-        // 4.4.1.1: with TG not 0, TTL = NUM = SCALE = 0 is reserved; so is TTL = 0b01 for 16 KiB and 64 KiB without 52-bit addresses.
-        if num == 0 && scale == 0 && ttl == 0 {
-            return Outcome::Error(CommandError::Illegal);
-        }
-        if ttl == 1 && granule_log2 != 12 {
-            return Outcome::Error(CommandError::Illegal);
-        }
-        // Range = (NUM + 1) * 2^SCALE granules.
-        let bytes = u128::from(num + 1) << (scale + granule_log2 as u64);
-        let last = (u128::from(address) + bytes - 1).min((1 << 56) - 1) as u64;
-        let level = (ttl != 0).then_some(ttl as u32);
-        let unit = level.map_or(granule_log2, |level| super::super::stage2::level_shift(granule_log2, level));
-        // An address or a length that is no multiple of what TTL names need not invalidate anything.
-        if address & ((1 << unit) - 1) != 0 || bytes & ((1 << unit) - 1) != 0 {
-            self.violation(
-                bus,
-                format_args!("TLBI_S2_IPA of {address:#x}, {bytes:#x} bytes, with TTL {ttl}: not a multiple"),
-            );
-            return Outcome::Done;
-        }
-        let hint = Hint { first: address, last, level, leaf_only, granule_log2: Some(granule_log2) };
-        self.doom_translations(bus, Some(vmid), Some(hint));
-        Outcome::Done
+        let table = self
+            .cached_setup(stream)
+            .and_then(|setup| setup.contexts.format.leaf_log2())
+            .filter(|_| !leaf)
+            .map(|leaf_log2| (stream, ssid >> leaf_log2));
+        self.doom_contexts(bus, |at| at == (stream, ssid), |at| Some(at) == table);
     }
 
     /// 4.7.3, 3.21.1: completes when all earlier invalidations have, which includes every transaction that was translated
     /// with what they invalidate.
     fn sync(&mut self, bus: &mut Bus) -> Outcome {
-        if !self.in_flight.is_empty() {
+        // It begins when it becomes the next command, and takes its time; longer if an ATC does not answer.
+        let mut delay = self.config.sync_delay_ns;
+        if self.atc.unanswered {
+            delay = delay.max(self.config.atc_timeout_ns);
+        }
+        let due = *self.sync_due_ns.get_or_insert(self.next_command_ns + delay);
+        if bus.now_ns < due || !self.in_flight.is_empty() {
             return Outcome::Waiting;
+        }
+        self.sync_due_ns = None;
+        self.next_command_ns = self.next_command_ns.max(due);
+        // 3.9.1.4, 7.1: said once. A SYNC after that completes, but the ATC still has what it had.
+        if std::mem::take(&mut self.atc.unanswered) {
+            return Outcome::Error(CommandError::AtcInvSync);
         }
         self.tlb.forget_doomed();
         self.configuration.forget_doomed();
+        self.atc.forget_doomed();
+        self.complete_flushes(bus);
         self.read_ahead(bus);
         Outcome::Done
     }
@@ -158,14 +130,27 @@ fn reserved_bits(opcode: u8, ril: bool) -> [u64; 2] {
     const OPCODE: u64 = 0xff;
     const STREAM: u64 = 0xffff_ffff << 32;
     const VMID: u64 = 0xffff << 32;
+    const SSID: u64 = 0xf_ffff << 12;
+    const ASID: u64 = 0xffff << 48;
     const ADDRESS: u64 = 0x00ff_ffff_ffff_f000;
+    const VA: u64 = 0xffff_ffff_ffff_f000;
+    const RANGE: u64 = 0x1f << 12 | 0x3f << 20;
     match opcode {
         0x03 => [!(OPCODE | STREAM), !1],
         0x04 => [!(OPCODE | STREAM), !31],
+        0x05 => [!(OPCODE | STREAM | SSID), !1],
+        0x06 => [!(OPCODE | STREAM), !0],
         0x10 | 0x28 => [!(OPCODE | VMID), !0],
-        0x2a if ril => [!(OPCODE | VMID | 0x1f << 12 | 0x3f << 20), !(ADDRESS | 0xf01)],
+        0x11 => [!(OPCODE | VMID | ASID), !0],
+        0x12 if ril => [!(OPCODE | VMID | ASID | RANGE), !(VA | 0xf01)],
+        0x12 => [!(OPCODE | VMID | ASID), !(VA | 1)],
+        0x13 if ril => [!(OPCODE | VMID | RANGE), !(VA | 0xf01)],
+        0x13 => [!(OPCODE | VMID), !(VA | 1)],
+        0x2a if ril => [!(OPCODE | VMID | RANGE), !(ADDRESS | 0xf01)],
         0x2a => [!(OPCODE | VMID), !(ADDRESS | 1)],
         0x30 | 0x20 => [!OPCODE, !0],
+        // Global [9], SSV [11]; Size [69:64].
+        0x40 => [!(OPCODE | STREAM | SSID | 1 << 9 | 1 << 11), !(VA | 0x3f)],
         // CS [13:12], MSH [23:22], MSIAttr [27:24], MSIData [63:32].
         0x46 => [!(OPCODE | 3 << 12 | 3 << 22 | 0xf << 24 | STREAM), !0x000f_ffff_ffff_fffc],
         _ => [0, 0],

@@ -11,6 +11,10 @@ pub struct SmmuConfig {
     pub aidr: u32,
     /// Nanoseconds for each command; 0: a command is consumed inside the write of PROD.
     pub command_delay_ns: u64,
+    /// Nanoseconds that a CMD_SYNC takes once it is the next command; SMMUs with different delays finish out of step.
+    pub sync_delay_ns: u64,
+    /// Nanoseconds after which an ATC that does not answer makes a CMD_SYNC fail (IHI 0070, 3.9.1.4: a minute on real machines).
+    pub atc_timeout_ns: u64,
     /// Nanoseconds until a register update (CR0ACK, GBPA.Update, IRQ_CTRLACK) shows.
     pub register_delay_ns: u64,
     /// The SMMU caches whatever it may, as early as it may: STEs of all streams that have a device, and translations again while
@@ -26,6 +30,8 @@ impl SmmuConfig {
             iidr: 0,
             aidr: 0,
             command_delay_ns: 0,
+            sync_delay_ns: 0,
+            atc_timeout_ns: 0,
             register_delay_ns: 0,
             greedy: true,
         }
@@ -78,6 +84,43 @@ impl SmmuConfig {
         self.with(0, 18, 1, 0)
     }
 
+    /// IDR0.ATS = 1, with split-stage ATS (IDR0.NS1ATS = 0).
+    pub const fn with_ats(self) -> Self {
+        self.with(0, 10, 1, 1).with(0, 11, 1, 0)
+    }
+
+    /// IDR0.NS1ATS = 1: no split-stage ATS.
+    pub const fn without_split_ats(self) -> Self {
+        self.with(0, 11, 1, 1)
+    }
+
+    /// IDR1.SSIDSIZE: bits of a SubstreamID.
+    pub const fn ssid_bits(self, bits: u32) -> Self {
+        self.with(1, 6, 5, bits)
+    }
+
+    /// IDR0.CD2L = 1: two-level CD tables.
+    pub const fn two_level_cds(self) -> Self {
+        self.with(0, 19, 1, 1)
+    }
+
+    /// IDR0.ASID16 = 0.
+    pub const fn asid8(self) -> Self {
+        self.with(0, 12, 1, 0)
+    }
+
+    /// A CMD_SYNC takes this long.
+    pub const fn sync_delay(mut self, ns: u64) -> Self {
+        self.sync_delay_ns = ns;
+        self
+    }
+
+    /// An ATC that does not answer makes a CMD_SYNC fail after this long.
+    pub const fn atc_timeout(mut self, ns: u64) -> Self {
+        self.atc_timeout_ns = ns;
+        self
+    }
+
     /// Commands take this long, registers too.
     pub const fn slow(mut self, command_delay_ns: u64) -> Self {
         self.command_delay_ns = command_delay_ns;
@@ -128,6 +171,36 @@ impl SmmuConfig {
     /// IDR0.ATS.
     pub fn ats(&self) -> bool {
         self.field(0, 10, 1) == 1
+    }
+
+    /// Split-stage ATS is implemented (IDR0.NS1ATS = 0).
+    pub fn split_ats(&self) -> bool {
+        self.ats() && self.field(0, 11, 1) == 0
+    }
+
+    /// IDR0.CD2L.
+    pub fn cd2l(&self) -> bool {
+        self.field(0, 19, 1) == 1
+    }
+
+    /// IDR0.TERM_MODEL: faulting transactions can only be aborted.
+    pub fn term_model(&self) -> bool {
+        self.field(0, 26, 1) == 1
+    }
+
+    /// Widest ASID in bits (IDR0.ASID16).
+    pub fn asid_bits(&self) -> u32 {
+        if self.field(0, 12, 1) == 1 { 16 } else { 8 }
+    }
+
+    /// IDR1.SSIDSIZE.
+    pub fn ssid_size(&self) -> u32 {
+        self.field(1, 6, 5)
+    }
+
+    /// IDR3.HAD: hierarchical attributes can be switched off.
+    pub fn had(&self) -> bool {
+        self.field(3, 2, 1) == 1
     }
 
     /// IDR0.PRI.

@@ -1,13 +1,20 @@
 //! One SMMUv3 (IHI 0070), as adverse as the architecture allows: nothing that is cached goes away before a completed
 //! CMD_SYNC says so, and everything that may be cached is.
 
+pub mod ats;
+pub mod cd;
+pub mod combined;
 pub mod command;
 pub mod config;
+pub mod context;
 pub mod event;
+pub mod needless;
 pub mod queue;
 pub mod registers;
+pub mod ste;
 pub mod stream;
 pub mod tlb;
+pub mod tlbi;
 pub mod translate;
 
 use super::memory::PhysMemory;
@@ -38,6 +45,9 @@ pub enum Fault {
     Abort,
     /// The queue stops without an error.
     Stuck,
+    /// The device that the next CMD_ATC_INV is for does not answer it: the SYNC after it fails with CERROR_ATC_INV_SYNC, and the ATC
+    /// keeps what it has. Armed for another command, it waits for one.
+    NoAnswer,
 }
 
 /// A transaction that was translated and has not reached memory yet.
@@ -64,8 +74,12 @@ pub struct Smmu {
     pub registers: registers::Registers,
     /// Translations and table pointers that it caches.
     pub tlb: tlb::Tlb,
-    /// Stream table entries that it caches.
+    /// Stream table entries and context descriptors that it caches.
     pub configuration: stream::ConfigurationCache,
+    /// The ATCs of the devices behind it.
+    pub atc: ats::Atc,
+    /// Invalidations that no cache could need, in words (see [`needless`]).
+    pub needless: Vec<String>,
     /// Streams that have a device: what a greedy SMMU reads ahead.
     pub streams: Vec<u32>,
     /// Faults to come: how many commands from now, and what.
@@ -84,7 +98,8 @@ pub struct Smmu {
     pub(crate) poisoned: Option<(u32, [u64; 2])>,
     pub(crate) doomed_forever: bool,
     pub(crate) next_command_ns: u64,
-    pub(crate) sequence: u64,
+    pub(crate) sync_due_ns: Option<u64>,
+    pub(crate) ledger: needless::Ledger,
     /// Where STEs were read: address to StreamID.
     pub(crate) ste_places: HashMap<u64, u32>,
     /// Table addresses of walks, for the check of stores: page number to (config, input address).
@@ -101,6 +116,8 @@ impl Smmu {
             registers: registers::Registers::default(),
             tlb: tlb::Tlb::default(),
             configuration: stream::ConfigurationCache::default(),
+            atc: ats::Atc::default(),
+            needless: Vec::new(),
             streams,
             faults: VecDeque::new(),
             commands: 0,
@@ -112,10 +129,19 @@ impl Smmu {
             poisoned: None,
             doomed_forever: false,
             next_command_ns: 0,
-            sequence: 0,
+            sync_due_ns: None,
+            ledger: needless::Ledger::default(),
             ste_places: HashMap::new(),
             walked: HashMap::new(),
         }
+    }
+
+    /// An SMMU with the same registers and nothing in its caches, which records no events: what it does is what memory says now.
+    pub(crate) fn without_caches(&self) -> Self {
+        let mut probe = Self::new(self.index, self.base, self.config.lazy(), Vec::new());
+        probe.registers = self.registers.clone();
+        probe.registers.cr0ack &= !registers::EVENTQEN;
+        probe
     }
 
     /// Whether the address is one of its registers (two pages of 64 KiB, IHI 0070, 6.1).

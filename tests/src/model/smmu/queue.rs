@@ -116,7 +116,11 @@ impl Smmu {
             return Outcome::Error(CommandError::Illegal);
         }
         let mut skip = false;
-        if let Some(position) = self.faults.iter().position(|&(when, _)| when <= self.commands) {
+        // ATC_INV is 0x40.
+        let due = |&(when, fault): &(u64, Fault)| {
+            when <= self.commands && (fault != Fault::NoAnswer || command[0] as u8 == 0x40)
+        };
+        if let Some(position) = self.faults.iter().position(due) {
             match self.faults.remove(position).map(|(_, fault)| fault) {
                 Some(Fault::Skip) => skip = true,
                 Some(Fault::Illegal) => {
@@ -132,6 +136,7 @@ impl Smmu {
                     self.stuck = true;
                     return Outcome::Waiting;
                 }
+                Some(Fault::NoAnswer) => self.atc.lose_next = true,
                 None => {}
             }
         }

@@ -3,7 +3,7 @@
 use super::{Bus, Smmu};
 
 /// Register state. Names are those of IHI 0070, 6.3.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 #[allow(missing_docs)]
 pub struct Registers {
     pub cr0: u32,
@@ -53,6 +53,7 @@ impl Smmu {
             let enabled = r.cr0 & !r.cr0ack & SMMUEN != 0;
             r.cr0ack = r.cr0;
             if enabled {
+                self.learn_places(bus);
                 self.read_ahead(bus);
             }
         }
@@ -281,6 +282,13 @@ impl Smmu {
         if value & 2 != 0 && !self.config.pri() {
             self.violation(bus, "CR0.PRIQEN without PRI");
         }
+        // 3.9.1.3: without ATSCHK, Translated requests go anywhere.
+        if self.config.ats() && value & SMMUEN != 0 && value & ATSCHK == 0 {
+            self.violation(bus, "SMMUEN set with ATS implemented and ATSCHK = 0");
+        }
+        if value & CMDQEN == 0 {
+            self.sync_due_ns = None;
+        }
         if changed & SMMUEN != 0 {
             // 3.11: nothing between power-on and translation may pass by, so GBPA must abort at both edges.
             if self.registers.gbpa & (GBPA_ABORT | GBPA_UPDATE) != GBPA_ABORT {
@@ -290,9 +298,6 @@ impl Smmu {
                 self.check_stream_table(bus);
                 if value & CMDQEN == 0 {
                     self.violation(bus, "SMMUEN set without a command queue");
-                }
-                if self.config.ats() && value & ATSCHK == 0 {
-                    self.violation(bus, "SMMUEN set with ATS implemented and ATSCHK = 0");
                 }
                 // 3.21.1 and 6.3.9: caches hold anything after reset; they are invalidated before translation starts.
                 if self.registers.gbpa & GBPA_ABORT != 0 && !self.initialised() {

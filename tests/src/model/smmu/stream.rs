@@ -1,8 +1,11 @@
-//! Stream table walk, STE decode and the configuration cache (IHI 0070, 3.3, 5.1, 5.2 and 3.21.2).
+//! Stream table walk and the configuration cache of STEs (IHI 0070, 3.3, 5.1 and 3.21.2).
 
 use super::super::stage2::Stage2Config;
+use super::context::{CachedCd, CachedCdTable};
 use super::{Bus, Smmu};
 use std::collections::HashMap;
+
+pub use super::ste::Meaning;
 
 /// What was read of a stream's configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +18,16 @@ pub enum Fetched {
     Abort,
 }
 
+impl Fetched {
+    /// The raw STE, if there is one.
+    pub fn ste(self) -> Option<[u64; 8]> {
+        match self {
+            Self::Ste(ste) => Some(ste),
+            Self::BadStream | Self::Abort => None,
+        }
+    }
+}
+
 /// A cached STE, or the knowledge that there is none.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedSte {
@@ -25,13 +38,17 @@ pub struct CachedSte {
     pub(crate) next: Option<Fetched>,
 }
 
-/// The configuration cache. Invalid STEs are cached too (3.21.2).
+/// The configuration cache. Invalid STEs and CDs are cached too (3.21.2).
 #[derive(Debug, Default)]
 pub struct ConfigurationCache {
     /// STEs by StreamID.
     pub stes: HashMap<u32, CachedSte>,
     /// Level-1 descriptors by index, and whether an invalidation named them.
     pub level1: HashMap<u32, (u64, bool)>,
+    /// CDs by StreamID and SSID.
+    pub cds: HashMap<(u32, u32), CachedCd>,
+    /// Level-1 CD descriptors by StreamID and index.
+    pub cd_tables: HashMap<(u32, u32), CachedCdTable>,
 }
 
 impl ConfigurationCache {
@@ -44,25 +61,8 @@ impl ConfigurationCache {
             }
             true
         });
+        self.forget_doomed_cds();
     }
-}
-
-/// What an STE says about a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Meaning {
-    /// Aborted, and no event is recorded (Config = 0b0xx).
-    Abort,
-    /// Not translated (Config = 0b100).
-    Bypass,
-    /// Translated by stage 2 alone (Config = 0b110).
-    Stage2 {
-        /// S2VMID.
-        vmid: u16,
-        /// The walk.
-        config: Stage2Config,
-        /// S2R: faults are recorded.
-        record: bool,
-    },
 }
 
 fn bits(word: u64, high: u32, low: u32) -> u64 {
@@ -70,74 +70,6 @@ fn bits(word: u64, high: u32, low: u32) -> u64 {
 }
 
 impl Smmu {
-    /// Decodes an STE (5.2). `Err` says why it is ILLEGAL (C_BAD_STE).
-    pub fn decode_ste(&self, ste: &[u64; 8]) -> Result<Meaning, String> {
-        let c = &self.config;
-        if ste[0] & 1 == 0 {
-            return Err("V = 0".into());
-        }
-        let config = bits(ste[0], 3, 1);
-        // DW1: EATS [29:28], STRW [31:30], S2FWB [25], MEV [19], SHCFG [45:44].
-        match config {
-            0b000..=0b011 => return Ok(Meaning::Abort),
-            0b100 => return Ok(Meaning::Bypass),
-            0b110 => {}
-            _ => return Err(format!("Config {config:#05b}: stage 1 is not part of this model")),
-        }
-        if !c.stage2() {
-            return Err("stage 2 is not implemented".into());
-        }
-        if bits(ste[1], 29, 28) != 0 && !c.ats() {
-            return Err("EATS without ATS".into());
-        }
-        if bits(ste[1], 25, 25) == 1 && !c.fwb() {
-            return Err("S2FWB without FWB".into());
-        }
-        let two = ste[2];
-        let vmid = bits(two, 15, 0) as u16;
-        if u32::from(vmid) >> c.vmid_bits() != 0 {
-            return Err(format!("S2VMID {vmid:#x} has more than {} bits", c.vmid_bits()));
-        }
-        // DW2: S2T0SZ [37:32], S2SL0 [39:38], S2IR0, S2OR0, S2SH0, S2TG [47:46], S2PS [50:48], S2AA64 [51], S2ENDI [52],
-        // S2AFFD [53], S2PTW [54], S2HD [55], S2HA [56], S2S [57], S2R [58]. DW3: S2TTB [51:4].
-        if bits(two, 51, 51) == 0 {
-            return Err("S2AA64 = 0".into());
-        }
-        if bits(two, 52, 52) == 1 {
-            return Err("S2ENDI = 1: big-endian tables".into());
-        }
-        if bits(two, 56, 55) != 0 && c.httu() == 0 {
-            return Err("S2HA or S2HD without HTTU".into());
-        }
-        // 5.2: S2S = 1 is ILLEGAL where stalls are not implemented, S2S = 0 where they are forced.
-        if bits(two, 57, 57) == 1 && c.stall_model() == 0b01
-            || bits(two, 57, 57) == 0 && c.stall_model() == 0b10
-        {
-            return Err("S2S does not fit STALL_MODEL".into());
-        }
-        let root = ste[3] & 0x000f_ffff_ffff_fff0;
-        if root >> c.oa_bits().min(48) != 0 {
-            return Err(format!("S2TTB {root:#x} is above {} bits", c.oa_bits()));
-        }
-        let t0sz = bits(two, 37, 32) as u32;
-        if 64 - t0sz > c.ia_bits() {
-            return Err(format!("S2T0SZ {t0sz}: more than {} input bits", c.ia_bits()));
-        }
-        let mut walk = Stage2Config::decode(
-            t0sz,
-            bits(two, 39, 38) as u32,
-            bits(two, 47, 46) as u32,
-            bits(two, 50, 48) as u32,
-            root,
-            c.oa_bits(),
-        )?;
-        if !c.has_granule(walk.granule_log2) {
-            return Err(format!("granule 2^{} is not implemented", walk.granule_log2));
-        }
-        walk.access_flag_fault_disabled = bits(two, 53, 53) == 1;
-        Ok(Meaning::Stage2 { vmid, config: walk, record: bits(two, 58, 58) == 1 })
-    }
-
     /// 6.3.23, 6.3.24: the stream table's base and shape, checked when SMMUEN is set.
     pub(crate) fn check_stream_table(&self, bus: &mut Bus) {
         let cfg = self.registers.strtab_base_cfg;
@@ -172,15 +104,12 @@ impl Smmu {
 
     /// VMID and walk of every cached STE.
     pub(crate) fn cached_configs(&self) -> Vec<(u16, Stage2Config)> {
-        let meanings = self.configuration.stes.values().filter_map(|entry| match entry.fetched {
-            Fetched::Ste(ste) => self.decode_ste(&ste).ok(),
-            Fetched::BadStream | Fetched::Abort => None,
-        });
-        meanings
-            .filter_map(|meaning| match meaning {
-                Meaning::Stage2 { vmid, config, .. } => Some((vmid, config)),
-                Meaning::Abort | Meaning::Bypass => None,
-            })
+        self.configuration
+            .stes
+            .values()
+            .filter_map(|entry| entry.fetched.ste())
+            .filter_map(|ste| self.decode_ste(&ste).ok())
+            .filter_map(|meaning| Some((meaning.vmid()?, meaning.stage2()?)))
             .collect()
     }
 
@@ -258,6 +187,7 @@ impl Smmu {
         }
         let fetched = self.fetch_ste(bus, stream, true);
         self.configuration.stes.insert(stream, CachedSte { fetched, doomed: false, next: None });
+        self.note_ste(bus, stream, fetched);
         fetched
     }
 
@@ -269,7 +199,22 @@ impl Smmu {
         fetched
     }
 
-    /// 4.3.1, 4.3.2: dooms the STEs of 2^`log2` streams, and, unless `leaf`, the level-1 descriptors on the way.
+    /// Where a stream's STE is by the tables in memory.
+    pub(crate) fn ste_place(&mut self, bus: &mut Bus, stream: u32) -> Option<u64> {
+        let level1 = std::mem::take(&mut self.configuration.level1);
+        let place = self.ste_address(bus, stream, false).ok();
+        self.configuration.level1 = level1;
+        place
+    }
+
+    /// Where a stream's level-1 descriptor is, if the table has two levels.
+    pub(crate) fn level1_place(&self, stream: u32) -> Option<u64> {
+        let cfg = self.registers.strtab_base_cfg;
+        let base = self.registers.strtab_base & 0x00ff_ffff_ffff_ffc0;
+        (cfg >> 16 & 3 == 1).then(|| base + u64::from(stream >> (cfg >> 6 & 31)) * 8)
+    }
+
+    /// 4.3.1, 4.3.2: dooms the STEs of 2^`log2` streams and their CDs, and, unless `leaf`, the level-1 descriptors on the way.
     pub(crate) fn doom_configuration(&mut self, bus: &mut Bus, stream: u32, log2: u32, leaf: bool) {
         let same = |a: u32| log2 >= 32 || u64::from(a) >> log2 == u64::from(stream) >> log2;
         let split = self.registers.strtab_base_cfg >> 6 & 31;
@@ -288,11 +233,16 @@ impl Smmu {
         for stream in named {
             // Read again at once: the worst moment if the STE is written after the CFGI.
             let next = (self.config.greedy && self.translating()).then(|| self.fetch_ste(bus, stream, false));
+            if let Some(next) = next {
+                self.note_ste(bus, stream, next);
+            }
             if let Some(entry) = self.configuration.stes.get_mut(&stream) {
                 entry.doomed = true;
                 entry.next = next;
             }
         }
+        // 4.3.1: with an STE go all CDs that were reached through it, and their level-1 descriptors.
+        self.doom_contexts(bus, |(at, _)| same(at), |(at, _)| same(at));
     }
 
     /// A greedy SMMU reads the STE of every stream that has a device as soon as it may.
@@ -300,6 +250,7 @@ impl Smmu {
         if self.config.greedy && self.translating() {
             for stream in self.streams.clone() {
                 self.configuration_of(bus, stream);
+                self.read_ahead_context(bus, stream);
             }
         }
     }

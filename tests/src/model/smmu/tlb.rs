@@ -1,9 +1,11 @@
-//! The IOTLB with its walk cache: every entry stays until an invalidation that names it, and a SYNC, took it away.
+//! The IOTLB with its walk cache: every entry stays until an invalidation that names it, and a SYNC, took it away. This part is about
+//! stage 2; [`super::combined`] has what stage 1 has a part in.
 
 use super::super::stage2::{Leaf, Stage2Config, TableRef, walk};
+use super::combined::{Combined, Stage1Step};
 use super::{Bus, Smmu};
 
-/// A cached translation.
+/// A cached translation of stage 2 alone: for streams without stage 1, and for what stage 1 reads and puts out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translation {
     /// Tag.
@@ -14,6 +16,8 @@ pub struct Translation {
     pub granule_log2: u32,
     /// An invalidation named it; it goes with the next SYNC.
     pub doomed: bool,
+    /// The invalidation that named it was for both stages: nothing that is made meanwhile outlives it (4.4.3, CMD_TLBI_S12_VMALL).
+    pub(crate) superseded: bool,
     pub(crate) config: Stage2Config,
 }
 
@@ -43,13 +47,36 @@ pub struct Hint {
     pub granule_log2: Option<u32>,
 }
 
-/// What an SMMU remembers of stage-2 tables.
+impl Hint {
+    fn overlaps(&self, ia: u64, size_log2: u32) -> bool {
+        self.first <= ia + ((1 << size_log2) - 1) && ia <= self.last
+    }
+
+    /// 4.4.1.1: whether a leaf entry goes. One of another level than TTL names, or of another granule than TG, need not.
+    pub(crate) fn names_leaf(&self, ia: u64, size_log2: u32, level: u32, granule_log2: u32) -> bool {
+        self.overlaps(ia, size_log2)
+            && self.level.is_none_or(|named| named == level)
+            && self.granule_log2.is_none_or(|named| named == granule_log2)
+    }
+
+    /// Whether a pointer to a table of this level goes. Leaf = 1 leaves table pointers alone; so does a TTL that names a level above
+    /// the table (a leaf there has no table below).
+    pub(crate) fn names_table(&self, ia: u64, size_log2: u32, level: u32) -> bool {
+        !self.leaf_only && self.overlaps(ia, size_log2) && self.level.is_none_or(|named| named >= level)
+    }
+}
+
+/// What an SMMU remembers of translation tables.
 #[derive(Debug, Default)]
 pub struct Tlb {
-    /// Translations.
+    /// Translations of stage 2 alone.
     pub translations: Vec<Translation>,
-    /// Table pointers.
+    /// Pointers to stage-2 tables.
     pub walks: Vec<WalkStep>,
+    /// Translations that stage 1 has a part in.
+    pub combined: Vec<Combined>,
+    /// Pointers to stage-1 tables.
+    pub stage1_walks: Vec<Stage1Step>,
 }
 
 impl Tlb {
@@ -57,14 +84,21 @@ impl Tlb {
     pub fn forget_doomed(&mut self) {
         self.translations.retain(|entry| !entry.doomed);
         self.walks.retain(|entry| !entry.doomed);
+        self.combined.retain(|entry| !entry.doomed);
+        self.stage1_walks.retain(|entry| !entry.doomed);
     }
 
-    /// The oldest translation of an address, doomed or not: the worst that hardware may use.
+    /// The oldest translation of an IPA, doomed or not: the worst that hardware may use.
     pub fn find(&self, vmid: u16, ia: u64) -> Option<&Translation> {
         self.translations.iter().find(|entry| entry.vmid == vmid && entry.leaf.covers(ia))
     }
 
-    /// Translations whose output is in `first..=last`.
+    /// The oldest translation of an IPA from which an entry may be made that outlives the next SYNC.
+    pub(crate) fn find_for_combining(&self, vmid: u16, ipa: u64) -> Option<&Translation> {
+        self.translations.iter().find(|e| e.vmid == vmid && e.leaf.covers(ipa) && !e.superseded)
+    }
+
+    /// Translations of stage 2 alone whose output is in `first..=last`.
     pub fn reaching(&self, first: u64, last: u64) -> impl Iterator<Item = &Translation> {
         self.translations.iter().filter(move |entry| {
             let (start, end) = (entry.leaf.output, entry.leaf.output + ((1 << entry.leaf.size_log2) - 1));
@@ -74,45 +108,32 @@ impl Tlb {
 }
 
 impl Smmu {
-    /// 4.4: dooms entries of a VMID (or of all), of a range (or of all addresses).
-    pub(crate) fn doom_translations(&mut self, bus: &mut Bus, vmid: Option<u16>, hint: Option<Hint>) {
+    /// 4.4: dooms stage-2 entries of a VMID (or of all), of a range (or of all addresses). `both` if the command is for both stages.
+    pub(crate) fn doom_translations(
+        &mut self,
+        bus: &mut Bus,
+        vmid: Option<u16>,
+        hint: Option<Hint>,
+        both: bool,
+    ) {
         let mut again = Vec::new();
         for entry in &mut self.tlb.translations {
-            if vmid.is_some_and(|vmid| vmid != entry.vmid) {
+            let (ia, size_log2, level) = (entry.leaf.ia, entry.leaf.size_log2, entry.leaf.level);
+            if vmid.is_some_and(|vmid| vmid != entry.vmid)
+                || hint.is_some_and(|hint| !hint.names_leaf(ia, size_log2, level, entry.granule_log2))
+            {
                 continue;
             }
-            if let Some(hint) = hint {
-                let last = entry.leaf.ia + ((1 << entry.leaf.size_log2) - 1);
-                if hint.last < entry.leaf.ia || last < hint.first {
-                    continue;
-                }
-                // 4.4.1.1: an entry of another level than TTL names, or of another granule than TG, need not go.
-                if hint.level.is_some_and(|level| level != entry.leaf.level)
-                    || hint.granule_log2.is_some_and(|granule| granule != entry.granule_log2)
-                {
-                    continue;
-                }
-            }
+            entry.superseded |= both;
             if !entry.doomed {
                 entry.doomed = true;
                 again.push((entry.vmid, entry.config, entry.leaf.ia));
             }
         }
         for step in &mut self.tlb.walks {
-            if vmid.is_some_and(|vmid| vmid != step.vmid) {
-                continue;
-            }
-            if let Some(hint) = hint {
-                let last = step.table.ia + ((1 << step.table.size_log2) - 1);
-                // Leaf = 1 leaves table pointers alone; so does a TTL that names a level above the table (a leaf there has no table below).
-                if hint.leaf_only || hint.last < step.table.ia || last < hint.first {
-                    continue;
-                }
-                if hint.level.is_some_and(|level| level < step.table.level) {
-                    continue;
-                }
-            }
-            step.doomed = true;
+            let (ia, size_log2, level) = (step.table.ia, step.table.size_log2, step.table.level);
+            let named = hint.is_none_or(|hint| hint.names_table(ia, size_log2, level));
+            step.doomed |= vmid.is_none_or(|vmid| vmid == step.vmid) && named;
         }
         if self.config.greedy && self.translating() {
             // Only what a cached STE still names can be read again.
@@ -177,7 +198,8 @@ impl Smmu {
                 );
             }
         }
-        let fresh = Translation { vmid, leaf, granule_log2, doomed: false, config: *config };
+        let config = *config;
+        let fresh = Translation { vmid, leaf, granule_log2, doomed: false, superseded: false, config };
         if !self.tlb.translations.contains(&fresh) {
             self.tlb.translations.push(fresh);
         }

@@ -1,13 +1,17 @@
 //! Every bad argument of every call: the documented error, and nothing changed.
 
-use super::support::{Snapshot, block, drain, good, stream, unit};
+mod domains;
+mod vsmmus;
+
+use super::snapshot::Snapshot;
+use super::support::{block, drain, good, stream, unit};
 use super::{Check, Outcome, Stop};
-use crate::call::Calls;
+use crate::call::{Calls, Refused};
 use crate::host::{Device, Host};
 use crate::{fail, text};
 use abi::{DomainHandle, Function, GuestHandle, Recipient, Statistic, Status, TABLE};
 
-pub(super) fn checks<H: Host>() -> [Check<H>; 5] {
+pub(super) fn checks<H: Host>() -> [Check<H>; 9] {
     [
         Check {
             name: "bad arguments: ranges",
@@ -21,8 +25,28 @@ pub(super) fn checks<H: Host>() -> [Check<H>; 5] {
         },
         Check {
             name: "bad arguments: streams",
-            expected: "UnknownSmmu, UnknownStream, UnknownGuest, Busy or WrongState, nothing changed",
+            expected: "UnknownSmmu, UnknownStream, UnknownGuest, UnknownDomain, Busy or WrongState, nothing changed",
             run: streams,
+        },
+        Check {
+            name: "bad arguments: domains",
+            expected: "the documented error for stale, foreign and wrong handles, wrong pages and addresses, what is in use; nothing changed",
+            run: domains::domains,
+        },
+        Check {
+            name: "bad arguments: vSMMUs",
+            expected: "the documented error for stale, foreign and wrong handles, streams of others, what is in use; nothing changed",
+            run: vsmmus::vsmmus,
+        },
+        Check {
+            name: "bad arguments: stream table entries",
+            expected: "Illegal with the index of the word for every bit and field that is not the owner's; nothing changed",
+            run: vsmmus::entries,
+        },
+        Check {
+            name: "bad arguments: commands",
+            expected: "Illegal with the index of the command, also for a stream of another vSMMU, and nothing is sent",
+            run: vsmmus::commands,
         },
         Check {
             name: "bad arguments: the other calls",
@@ -46,17 +70,42 @@ impl<'a, H: Host> Bad<'a, H> {
     }
 
     fn call(&mut self, function: Function, arguments: [u64; 4], expected: Status) -> Result<(), Stop> {
+        self.refusal(function, arguments, expected).map(drop)
+    }
+
+    /// The same where the refusal says why, in `X1`.
+    fn detailed(
+        &mut self,
+        function: Function,
+        arguments: [u64; 4],
+        expected: Status,
+        detail: u64,
+    ) -> Result<(), Stop> {
+        let refusal = self.refusal(function, arguments, expected)?;
+        if refusal.detail != detail {
+            fail!("{function:?} {arguments:x?} answered {refusal}, not with {detail}");
+        }
+        Ok(())
+    }
+
+    fn refusal(
+        &mut self,
+        function: Function,
+        arguments: [u64; 4],
+        expected: Status,
+    ) -> Result<Refused, Stop> {
         let documented = TABLE.iter().find(|call| call.function == function);
         if documented.is_none_or(|call| !call.errors.contains(&expected)) {
             fail!("{expected:?} is not documented for {function:?}");
         }
-        match self.host.call(function, arguments) {
-            Err(refused) if refused.status() == Some(expected) => {}
-            Err(refused) => fail!("{function:?} {arguments:x?} answered {refused}, not {expected:?}"),
+        let refusal = match self.host.call(function, arguments) {
+            Err(refusal) if refusal.status() == Some(expected) => refusal,
+            Err(refusal) => fail!("{function:?} {arguments:x?} answered {refusal}, not {expected:?}"),
             Ok(_) => fail!("{function:?} {arguments:x?} succeeded, and did not answer {expected:?}"),
-        }
+        };
         self.count += 1;
-        self.before.unchanged(self.host, text!("{function:?} {arguments:x?}").as_str())
+        self.before.unchanged(self.host, text!("{function:?} {arguments:x?}").as_str())?;
+        Ok(refusal)
     }
 
     fn done(self) -> Outcome {
@@ -223,8 +272,9 @@ fn streams<H: Host>(host: &H) -> Outcome {
             [s, (1 << bits) - 1, guest.to_register(), 0],
             Status::UnknownStream,
         )?;
-        for domain in [unknown_guest, 65, 0x100, 1 << 32, u64::MAX] {
-            bad.call(Function::StreamAttach, [s, i, domain, 0], Status::UnknownGuest)?;
+        bad.call(Function::StreamAttach, [s, i, unknown_guest, 0], Status::UnknownGuest)?;
+        for domain in [65, 0x100, 1 << 32, u64::MAX] {
+            bad.call(Function::StreamAttach, [s, i, domain, 0], Status::UnknownDomain)?;
         }
         bad.call(Function::StreamDetach, [s, i, 0, 0], Status::WrongState)?;
         count += bad.count;
@@ -277,9 +327,11 @@ fn unknown<H: Host>(host: &H) -> Outcome {
         0xc600_0003,
         0xc600_000f,
         0xc600_0015,
-        0xc600_0026,
+        0xc600_002f,
         0xc600_0033,
-        0xc600_0042,
+        0xc600_0043,
+        0xc600_0058,
+        0xc600_0066,
         0xc600_00ff,
         0xc600_ff01,
         0xc601_0000,

@@ -1,15 +1,27 @@
 //! Typed hypercalls, over any [`Host`].
 
+mod answer;
+mod domains;
+mod event;
+mod vsmmus;
+
+pub use answer::{Attachment, Features, Ownership, PoolState, SmmuDescription, TagCount};
+pub use domains::{DomainCalls, DomainDescription, DomainTag, Translation};
+pub use event::Event;
+pub use vsmmus::{VirtualStream, VsmmuCalls};
+
 use crate::host::Host;
-use abi::{DomainHandle, Function, GuestHandle, Recipient, Statistic, Status};
+use abi::{DomainHandle, Function, GuestHandle, Recipient, Statistic, Status, attach};
 use core::fmt;
+use smmuv3::features::IdRegisters;
 
 /// A call that did not succeed. It has changed nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// `X0`.
     pub code: u64,
-    /// `X1`: for [`Status::NoMemory`] how many more pages the pool needs.
+    /// `X1`: for [`Status::NoMemory`] how many more pages the pool needs, for [`Status::Incompatible`] a reason of
+    /// [`abi::Reason`], for [`Status::Illegal`] the index of the word or command.
     pub detail: u64,
 }
 
@@ -20,10 +32,18 @@ impl Refused {
     }
 }
 
+/// An answer that succeeded with something that no success has, as a refusal with code 0.
+pub(crate) const fn malformed(value: u64) -> Refused {
+    Refused { code: Status::Success.to_register(), detail: value }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status() {
             Some(Status::NoMemory) => write!(f, "NoMemory ({} pages)", self.detail),
+            Some(status @ (Status::Incompatible | Status::Illegal)) => {
+                write!(f, "{status:?} ({})", self.detail)
+            }
             Some(status) => write!(f, "{status:?}"),
             None => write!(f, "undefined status {:#x}", self.code),
         }
@@ -37,162 +57,6 @@ pub fn answer(registers: [u64; 5]) -> Result<[u64; 4], Refused> {
         Ok([x1, x2, x3, x4])
     } else {
         Err(Refused { code, detail: x1 })
-    }
-}
-
-/// What FEATURES answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Features {
-    /// Bits of [`abi::features`].
-    pub bits: u64,
-    /// Ownership unit in bytes.
-    pub unit: u64,
-    /// The most bytes that one call changes.
-    pub step: u64,
-    /// The most guests at once.
-    pub guests: u64,
-}
-
-/// What POOL_STATE answers, in pages of 4 KiB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolState {
-    /// Free pages.
-    pub free: u64,
-    /// All pages.
-    pub total: u64,
-    /// Pages that the host gave.
-    pub donated: u64,
-    /// Pages that the host gave and that are free.
-    pub free_donated: u64,
-}
-
-/// What SMMU_DESCRIBE answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SmmuDescription {
-    /// Physical address of its registers.
-    pub base: u64,
-    /// Width of a StreamID in bits.
-    pub stream_bits: u64,
-    /// VMIDs in use.
-    pub vmids_in_use: u16,
-    /// The largest VMID.
-    pub last_vmid: u16,
-    /// Whether it failed and aborts everything.
-    pub dead: bool,
-}
-
-/// What STREAM_QUERY answers about an attached stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Attachment {
-    /// Register value of the domain's handle.
-    pub domain: u64,
-    /// Its tag on this SMMU.
-    pub vmid: u64,
-}
-
-/// Who has a page: the register values of MEM_QUERY.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ownership {
-    /// 0 the host, 1 to 64 a guest, [`Ownership::HYPERVISOR`], [`Ownership::NOBODY`].
-    pub owner: u64,
-    /// 0 not shared, 1 to 64 a guest, [`Ownership::HYPERVISOR`].
-    pub shared: u64,
-}
-
-impl Ownership {
-    /// The hypervisor, as owner or as the one a page is shared with.
-    pub const HYPERVISOR: u64 = 0x100;
-    /// A quarantined page has no owner.
-    pub const NOBODY: u64 = 0x101;
-    /// The host's, not shared.
-    pub const HOST: Self = Self { owner: 0, shared: 0 };
-
-    /// A guest's.
-    pub const fn guest(guest: GuestHandle) -> Self {
-        Self { owner: guest.to_register(), shared: 0 }
-    }
-
-    /// The host's, shared.
-    pub const fn shared(with: Recipient) -> Self {
-        match with {
-            Recipient::Hypervisor => Self { owner: 0, shared: Self::HYPERVISOR },
-            Recipient::Guest(guest) => Self { owner: 0, shared: guest.to_register() },
-        }
-    }
-}
-
-/// An event of an SMMU, as EVENT_READ answers it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// Event number (IHI 0070, 7.3).
-    pub number: u8,
-    /// StreamID.
-    pub stream: u32,
-    /// Index of the SMMU.
-    pub smmu: usize,
-    /// InputAddr, when the event records one.
-    pub address: Option<u64>,
-    /// A write.
-    pub write: bool,
-    /// A stage-2 fault.
-    pub stage2: bool,
-    /// IPA of a stage-2 fault.
-    pub ipa: u64,
-    /// Events lost since the one before.
-    pub lost: u64,
-}
-
-impl Event {
-    /// F_TRANSLATION (IHI 0070, 7.3.12).
-    pub const TRANSLATION: u8 = 0x10;
-
-    /// Decodes `X1` to `X4`.
-    pub const fn decode(registers: [u64; 4]) -> Self {
-        let [source, address, ipa, lost] = registers;
-        Self {
-            number: source as u8,
-            stream: (source >> 8) as u32,
-            smmu: (source >> 40) as usize & 0xff,
-            address: if source >> 48 & 1 == 1 { Some(address) } else { None },
-            write: source >> 49 & 1 == 1,
-            stage2: source >> 50 & 1 == 1,
-            ipa,
-            lost,
-        }
-    }
-
-    /// The event's name in IHI 0070, 7.3.
-    pub const fn name(&self) -> &'static str {
-        match self.number {
-            0x01 => "F_UUT",
-            0x02 => "C_BAD_STREAMID",
-            0x03 => "F_STE_FETCH",
-            0x04 => "C_BAD_STE",
-            0x05 => "F_BAD_ATS_TREQ",
-            0x06 => "F_STREAM_DISABLED",
-            0x07 => "F_TRANSL_FORBIDDEN",
-            0x08 => "C_BAD_SUBSTREAMID",
-            0x09 => "F_CD_FETCH",
-            0x0a => "C_BAD_CD",
-            0x0b => "F_WALK_EABT",
-            0x10 => "F_TRANSLATION",
-            0x11 => "F_ADDR_SIZE",
-            0x12 => "F_ACCESS",
-            0x13 => "F_PERMISSION",
-            0x20 => "F_TLB_CONFLICT",
-            0x21 => "F_CFG_CONFLICT",
-            _ => "an unknown event",
-        }
-    }
-}
-
-impl fmt::Display for Event {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} SMMU {} StreamID {:#x}", self.name(), self.smmu, self.stream)?;
-        if let Some(address) = self.address {
-            write!(f, " {} {address:#x}", if self.write { "write" } else { "read" })?;
-        }
-        Ok(())
     }
 }
 
@@ -279,10 +143,33 @@ pub trait Calls: Host {
         })
     }
 
+    /// SMMU_TAGS.
+    fn smmu_tags(&self, smmu: usize) -> Result<TagCount, Refused> {
+        let [used, free, ..] = self.call(Function::SmmuTags, [smmu as u64, 0, 0, 0])?;
+        Ok(TagCount { used, free })
+    }
+
+    /// SMMU_FEATURES.
+    fn smmu_features(&self, smmu: usize) -> Result<IdRegisters, Refused> {
+        let [idr0, idr1, idr3, idr5] =
+            self.call(Function::SmmuFeatures, [smmu as u64, 0, 0, 0])?.map(|register| register as u32);
+        Ok(IdRegisters { idr0, idr1, idr3, idr5, iidr: 0 })
+    }
+
     /// STREAM_ATTACH.
     fn attach(&self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
-        self.call(Function::StreamAttach, [smmu as u64, u64::from(stream), domain.to_register(), 0])
-            .map(|_| ())
+        self.attach_with(smmu, stream, domain, 0)
+    }
+
+    /// STREAM_ATTACH with `REPLACE`.
+    fn replace(&self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
+        self.attach_with(smmu, stream, domain, attach::REPLACE)
+    }
+
+    /// STREAM_ATTACH with flags of [`abi::attach`].
+    fn attach_with(&self, smmu: usize, stream: u32, domain: DomainHandle, flags: u64) -> Result<(), Refused> {
+        let arguments = [smmu as u64, u64::from(stream), domain.to_register(), flags];
+        self.call(Function::StreamAttach, arguments).map(|_| ())
     }
 
     /// STREAM_DETACH.
@@ -327,13 +214,18 @@ pub trait Calls: Host {
     /// GUEST_CREATE.
     fn create_guest(&self) -> Result<GuestHandle, Refused> {
         let [handle, ..] = self.call(Function::GuestCreate, [0; 4])?;
-        GuestHandle::from_register(handle)
-            .ok_or(Refused { code: Status::Success.to_register(), detail: handle })
+        GuestHandle::from_register(handle).ok_or(malformed(handle))
     }
 
     /// GUEST_DESTROY.
     fn destroy_guest(&self, guest: GuestHandle) -> Result<(), Refused> {
         self.call(Function::GuestDestroy, [guest.to_register(), 0, 0, 0]).map(|_| ())
+    }
+
+    /// One step of GUEST_TEARDOWN: whether there is more to do.
+    fn teardown_step(&self, guest: GuestHandle) -> Result<bool, Refused> {
+        let [left, ..] = self.call(Function::GuestTeardown, [guest.to_register(), 0, 0, 0])?;
+        Ok(left != 0)
     }
 }
 
@@ -341,7 +233,7 @@ impl<H: Host + ?Sized> Calls for H {}
 
 /// Repeats a call until the whole range is done. A call that succeeds without progress ends the loop as a refusal
 /// with code 0, so that a wrong hypervisor cannot hang its host.
-fn in_steps(
+pub(crate) fn in_steps(
     start: u64,
     size: u64,
     mut step: impl FnMut(u64, u64) -> Result<u64, Refused>,
@@ -354,7 +246,7 @@ fn in_steps(
             return Ok(());
         }
         if now == 0 || done > size {
-            return Err(Refused { code: Status::Success.to_register(), detail: now });
+            return Err(malformed(now));
         }
     }
 }
@@ -364,16 +256,6 @@ mod tests {
     extern crate std;
     use super::*;
     use std::vec::Vec;
-
-    #[test]
-    fn an_event_is_decoded_as_the_interface_packs_it() {
-        let source = 0x10 | 0x1108 << 8 | 2 << 40 | 1 << 48 | 1 << 49 | 1 << 50;
-        let event = Event::decode([source, 0x4000_1040, 0x4000_1000, 3]);
-        assert_eq!((event.number, event.stream, event.smmu), (Event::TRANSLATION, 0x1108, 2));
-        assert_eq!((event.address, event.ipa, event.lost), (Some(0x4000_1040), 0x4000_1000, 3));
-        assert!(event.write && event.stage2);
-        assert_eq!(Event::decode([0x04, 1, 0, 0]).address, None);
-    }
 
     #[test]
     fn a_range_is_done_in_as_many_steps_as_the_call_takes() {

@@ -1,5 +1,8 @@
 //! What the calls cost, in instructions: with QEMU's `-icount shift=0` and one CPU a tick of the virtual counter is one.
 
+mod array;
+mod service;
+
 use super::console::println;
 use super::machine::Machine;
 use super::{calls, cpu};
@@ -57,6 +60,10 @@ fn measure(machine: &Machine, function: Function, arguments: [u64; 4]) -> Result
 
 /// Measures everything; whether every call succeeded.
 pub fn run(machine: &Machine) -> bool {
+    if !array::run(machine.scratch()) {
+        println!("an edit of an invalidation array was refused");
+        return false;
+    }
     match measure_all(machine) {
         Ok(()) => true,
         Err(refused) => {
@@ -105,9 +112,11 @@ fn measure_all(machine: &Machine) -> Result<(), Refused> {
             report("detach-host", detach);
             report("attach-guest", to_guest);
             report("detach-guest", from_guest);
+            service::attach_again(machine, smmu, device)?;
         }
         machine.detach(smmu, stream)?;
     }
+    service::guest_domain(machine, guest)?;
     machine.destroy_guest(guest)
 }
 

@@ -1,0 +1,220 @@
+//! What the owner of a virtual SMMU may send (IHI 0070, chapter 4 and 4.3.7).
+//!
+//! The owner writes commands as for a stage-1 SMMU of its own: its StreamIDs are virtual and it has one VMID, which it
+//! does not know. A command that is on the allow list here is made anew from the fields that were checked, with the
+//! VMID and the StreamID that the SMMU knows it by. No bit of the owner's command is passed on besides.
+
+use core::fmt;
+
+use crate::command::{ATC_INV_EVERYTHING, Command, LeafHints, TlbiRange, field, opcode};
+use crate::features::Features;
+use crate::ste::Ats;
+
+/// What a virtual SMMU says in its ID registers that it can do, as far as it makes commands legal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VsmmuLimits {
+    /// IDR3.RIL: TLBI commands may have a range and a level.
+    pub range_invalidation: bool,
+    /// IDR0.ATS.
+    pub ats: bool,
+    /// IDR1.SSIDSIZE.
+    pub substream_bits: u8,
+    /// Width of an ASID: 8 or 16 (IDR0.ASID16).
+    pub asid_bits: u8,
+}
+
+impl VsmmuLimits {
+    /// The limits of a virtual SMMU on one with `features` whose streams are granted `ats`.
+    pub const fn new(features: &Features, ats: Ats) -> Self {
+        Self {
+            range_invalidation: features.range_invalidation,
+            ats: features.ats && !matches!(ats, Ats::Off),
+            substream_bits: features.substream_bits,
+            asid_bits: features.asid_bits,
+        }
+    }
+}
+
+/// Why a command was refused: a virtual SMMU stops at it with CERROR_ILL. It is the owner's fault; values are given
+/// as the owner wrote them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Illegal {
+    /// The opcode is reserved, or of a command that a stage-1 SMMU without stalls, PRI and StreamWorld EL2 has not.
+    Opcode(u8),
+    /// CFGI_STE and CFGI_STE_RANGE: the stream table changes by attach, which invalidates what it must.
+    StreamTable,
+    /// Bits are set that the command does not have.
+    Reserved {
+        /// 0 or 1.
+        word: u8,
+        /// Those bits, where they stand in the word.
+        bits: u64,
+    },
+    /// The virtual SMMU has no such stream.
+    Stream(u32),
+    /// The SubstreamID is too large, or there are none.
+    Substream(u32),
+    /// The ASID is too large.
+    Asid(u16),
+    /// NUM, SCALE, TTL or TG without range invalidation.
+    NoRangeInvalidation,
+    /// A reserved combination of NUM, SCALE, TTL and TG.
+    ReservedRange,
+    /// ATC_INV without ATS.
+    NoAts,
+    /// Size of ATC_INV is above 52.
+    AtcSize(u8),
+    /// CS of SYNC is not SIG_NONE: a virtual SMMU sends no MSI and no wake-up event.
+    CompletionSignal(u8),
+}
+
+impl fmt::Display for Illegal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Opcode(opcode) => write!(f, "opcode {opcode:#04x} is not the owner's to send"),
+            Self::StreamTable => f.write_str("stream table entries are changed and invalidated by attach"),
+            Self::Reserved { word, bits } => write!(f, "reserved bits {bits:#x} of word {word} are set"),
+            Self::Stream(stream) => write!(f, "there is no stream {stream:#x}"),
+            Self::Substream(ssid) => write!(f, "SubstreamID {ssid:#x} is too large"),
+            Self::Asid(asid) => write!(f, "ASID {asid:#x} is too large"),
+            Self::NoRangeInvalidation => f.write_str("NUM, SCALE, TTL or TG without range invalidation"),
+            Self::ReservedRange => f.write_str("reserved combination of NUM, SCALE, TTL and TG"),
+            Self::NoAts => f.write_str("ATC_INV without ATS"),
+            Self::AtcSize(size) => write!(f, "Size {size} of ATC_INV is above {ATC_INV_EVERYTHING}"),
+            Self::CompletionSignal(cs) => write!(f, "CS {cs:#04b} of SYNC is not SIG_NONE"),
+        }
+    }
+}
+
+/// The command that the SMMU may be given for one that the owner of a virtual SMMU wrote: `vmid` is the tag of the
+/// virtual SMMU, and `lookup` finds the StreamID of a virtual one.
+///
+/// Allowed are CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, NH_ASID, NH_VA and NH_VAA, NSNH_ALL (which becomes NH_ALL of the
+/// VMID), ATC_INV where there is ATS, and SYNC with CS = SIG_NONE. What the architecture ignores is dropped: the VMID,
+/// MSI fields of a SYNC without MSI, SubstreamID and Global without SSV.
+///
+/// # Errors
+/// [`Illegal`], for the first rule that is broken.
+pub fn check(
+    command: Command,
+    limits: &VsmmuLimits,
+    vmid: u16,
+    lookup: impl Fn(u32) -> Option<u32>,
+) -> Result<Command, Illegal> {
+    check_reserved(command)?;
+    let Command([word0, word1]) = command;
+    let stream = || {
+        let written = field::read(word0, field::STREAM) as u32;
+        lookup(written).ok_or(Illegal::Stream(written))
+    };
+    match command.opcode() {
+        opcode::CFGI_CD => {
+            let leaf = word1 & field::LEAF != 0;
+            Ok(Command::cfgi_cd(stream()?, check_substream(word0, limits)?, leaf))
+        }
+        opcode::CFGI_CD_ALL => Ok(Command::cfgi_cd_all(stream()?)),
+        opcode::TLBI_NH_ALL | opcode::TLBI_NSNH_ALL => Ok(Command::tlbi_nh_all(vmid)),
+        opcode::TLBI_NH_ASID => Ok(Command::tlbi_nh_asid(vmid, check_asid(word0, limits)?)),
+        opcode::TLBI_NH_VA => {
+            Ok(Command::tlbi_nh_va(vmid, check_asid(word0, limits)?, check_range(command, limits)?))
+        }
+        opcode::TLBI_NH_VAA => Ok(Command::tlbi_nh_vaa(vmid, check_range(command, limits)?)),
+        opcode::ATC_INV => check_atc_inv(command, limits, stream),
+        opcode::SYNC => match field::read(word0, field::CS) as u8 {
+            0 => Ok(Command::sync()),
+            cs => Err(Illegal::CompletionSignal(cs)),
+        },
+        other => Err(Illegal::Opcode(other)),
+    }
+}
+
+/// The fields of a command that its owner may write: the allow list.
+const fn fields(opcode: u8) -> Result<[u64; 2], Illegal> {
+    /// IDR5.DS is 0 for the owner, so that SCALE has five bits (4.4.1.1).
+    const SCALE: u64 = 0x1f << 20;
+    const SPAN: u64 = field::NUM | SCALE;
+    const LEAVES: u64 = field::ADDRESS | field::LEAF | field::TTL | field::TG;
+    let [word0, word1] = match opcode {
+        opcode::CFGI_CD => [field::STREAM | field::SUBSTREAM, field::LEAF],
+        opcode::CFGI_CD_ALL => [field::STREAM, 0],
+        opcode::TLBI_NH_ALL => [field::VMID, 0],
+        opcode::TLBI_NH_ASID => [field::VMID | field::ASID, 0],
+        opcode::TLBI_NH_VA => [field::VMID | field::ASID | SPAN, LEAVES],
+        opcode::TLBI_NH_VAA => [field::VMID | SPAN, LEAVES],
+        opcode::TLBI_NSNH_ALL => [0, 0],
+        opcode::ATC_INV => {
+            [field::STREAM | field::SUBSTREAM | field::SSV | field::GLOBAL, field::ADDRESS | field::SIZE]
+        }
+        opcode::SYNC => [field::CS | field::MSI, field::MSI_ADDRESS],
+        opcode::CFGI_STE | opcode::CFGI_STE_RANGE => return Err(Illegal::StreamTable),
+        other => return Err(Illegal::Opcode(other)),
+    };
+    Ok([field::OPCODE | word0, word1])
+}
+
+/// No bit outside of the command's fields: SSec is one of those (4.1.5, 4.1.6).
+fn check_reserved(command: Command) -> Result<(), Illegal> {
+    let fields = fields(command.opcode())?;
+    for ((word, value), fields) in (0..).zip(command.0).zip(fields) {
+        if value & !fields != 0 {
+            return Err(Illegal::Reserved { word, bits: value & !fields });
+        }
+    }
+    Ok(())
+}
+
+fn check_substream(word0: u64, limits: &VsmmuLimits) -> Result<u32, Illegal> {
+    let ssid = field::read(word0, field::SUBSTREAM) as u32;
+    if ssid >> limits.substream_bits.min(31) == 0 { Ok(ssid) } else { Err(Illegal::Substream(ssid)) }
+}
+
+fn check_asid(word0: u64, limits: &VsmmuLimits) -> Result<u16, Illegal> {
+    let asid = field::read(word0, field::ASID) as u16;
+    if u32::from(asid) >> limits.asid_bits.min(16) == 0 { Ok(asid) } else { Err(Illegal::Asid(asid)) }
+}
+
+/// The range of a TLBI by address (4.4.1.1).
+fn check_range(command: Command, limits: &VsmmuLimits) -> Result<TlbiRange, Illegal> {
+    /// TG and TTL of a level at which a 16 KiB granule has no leaves while IDR5.DS is 0.
+    const LEVEL_1_OF_16K: (u8, u8) = (2, 1);
+    let Command([word0, word1]) = command;
+    let [num, scale] = [field::NUM, field::SCALE].map(|mask| field::read(word0, mask) as u8);
+    let [ttl, tg] = [field::TTL, field::TG].map(|mask| field::read(word1, mask) as u8);
+    let is_single = num == 0 && scale == 0 && ttl == 0;
+    if !limits.range_invalidation && (tg != 0 || !is_single) {
+        return Err(Illegal::NoRangeInvalidation);
+    }
+    // Without a granule there is no range and no level; with one there must be either.
+    if (tg == 0) != is_single || (tg, ttl) == LEVEL_1_OF_16K {
+        return Err(Illegal::ReservedRange);
+    }
+    let hints = LeafHints::new(tg, ttl, word1 & field::LEAF != 0);
+    Ok(TlbiRange { address: word1 & field::ADDRESS, num, scale, hints })
+}
+
+fn check_atc_inv(
+    command: Command,
+    limits: &VsmmuLimits,
+    stream: impl FnOnce() -> Result<u32, Illegal>,
+) -> Result<Command, Illegal> {
+    let Command([word0, word1]) = command;
+    if !limits.ats {
+        return Err(Illegal::NoAts);
+    }
+    let size = field::read(word1, field::SIZE) as u8;
+    if size > ATC_INV_EVERYTHING {
+        return Err(Illegal::AtcSize(size));
+    }
+    let address = word1 & field::ADDRESS;
+    if word0 & field::SSV == 0 {
+        return Ok(Command::atc_inv(stream()?, address, size));
+    }
+    let ssid = check_substream(word0, limits)?;
+    if limits.substream_bits == 0 {
+        return Err(Illegal::Substream(ssid));
+    }
+    Ok(Command::atc_inv_substream(stream()?, ssid, word0 & field::GLOBAL != 0, address, size))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+//! vSMMUs: what a principal sees of an SMMU. A vSMMU stands on a stage-2 domain, has a VMID as long as it lives, StreamIDs of its own,
+//! and nested domains, whose stage 1 its owner writes and invalidates.
+
+use abi::{DomainHandle, MAX_INVALIDATIONS, Principal, Reason, VsmmuHandle};
+use smmuv3::command::{Command, opcode};
+use smmuv3::features::{Features, IdRegisters};
+use smmuv3::ste::{Ats, Stage1Claim};
+use smmuv3::vsmmu::{self, VsmmuLimits};
+
+use super::registry::{Kind, VsmmuStream};
+use super::sorted_map::InsertError;
+use super::{Iommu, Refused, StreamState, can_walk};
+use crate::platform::Platform;
+use crate::smmu::{Condition, Pages, VmidOwner};
+
+/// A stream of a vSMMU, for `VSMMU_QUERY_STREAM`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VirtualStream {
+    /// Its StreamID on the SMMU.
+    pub stream: u32,
+    /// The nested domain that it is attached to.
+    pub domain: Option<DomainHandle>,
+}
+
+impl From<InsertError> for Refused {
+    fn from(error: InsertError) -> Self {
+        match error {
+            InsertError::Present => Self::Busy,
+            InsertError::Full => Self::NoSpace,
+            InsertError::NoMemory { order } => Self::NoMemory { pages: 1 << order },
+        }
+    }
+}
+
+impl Iommu {
+    /// Makes a vSMMU on a stage-2 domain, whose owner it belongs to; its handle and its VMID.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownSmmu`], [`Refused::UnknownDomain`], [`Refused::UnknownGuest`]; [`Refused::Incompatible`] if the SMMU cannot walk the
+    /// domain's table or cannot nest; [`Refused::NoSpace`]; [`Refused::Hardware`] if the SMMU has failed. Nothing is changed.
+    pub fn create_vsmmu<P: Platform>(
+        &self,
+        p: &P,
+        smmu: usize,
+        domain: DomainHandle,
+    ) -> Result<(VsmmuHandle, u16), Refused> {
+        let device = self.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
+        let mut registry = self.lock();
+        let parent = registry.find_domain(domain)?;
+        let found = *registry.domain(parent)?;
+        let Kind::Stage2(table) = found.kind else { return Err(Refused::UnknownDomain) };
+        can_walk(&table, &device.features)?;
+        if !device.features.nested {
+            return Err(Refused::Incompatible(Reason::Nesting));
+        }
+        if device.condition() != Condition::Running {
+            return Err(Refused::Hardware);
+        }
+        let place = registry.free_vsmmu_place()?;
+        let space = registry.vmids.get_mut(smmu).ok_or(Refused::UnknownSmmu)?;
+        let vmid = space.allocate(p).map_err(|_| Refused::NoSpace)?;
+        device.vmids().set(p, vmid, VmidOwner::Vsmmu(place), found.owner != Principal::Host);
+        registry.put_vsmmu(place, found.owner, smmu as u8, parent, vmid);
+        if let Some(parent) = registry.domain_mut(parent) {
+            parent.vsmmus = parent.vsmmus.saturating_add(1);
+        }
+        Ok((registry.vsmmu_handle(place)?, vmid))
+    }
+
+    /// The ID registers of an SMMU as the owner of a vSMMU on it may see them; `None` if there is no such SMMU.
+    pub fn owner_id_registers(&self, smmu: usize) -> Option<IdRegisters> {
+        let features = &self.set.get(smmu)?.features;
+        Some(features.for_owner(self.most_ats(smmu, features)))
+    }
+
+    /// The most that any stream of an SMMU may be granted.
+    fn most_ats(&self, smmu: usize, features: &Features) -> Ats {
+        let trusted = self.trusted.iter().any(|range| usize::from(range.smmu) == smmu);
+        Ats::most(features, trusted)
+    }
+
+    /// Ends a vSMMU. Its VMID was flushed when its last stream left.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`]; [`Refused::Busy`] while it has a nested domain or a StreamID. Nothing is changed.
+    pub fn destroy_vsmmu<P: Platform>(&self, p: &P, vsmmu: VsmmuHandle) -> Result<(), Refused> {
+        let mut registry = self.lock();
+        let place = registry.find_vsmmu(vsmmu)?;
+        let found = registry.vsmmu(place)?;
+        if found.domains != 0 || found.streams.first(p).is_some() {
+            return Err(Refused::Busy);
+        }
+        let (smmu, vmid, parent) = (usize::from(found.smmu), found.vmid, found.parent);
+        registry.remove_vsmmu(place);
+        if let Some(parent) = registry.domain_mut(parent) {
+            parent.vsmmus = parent.vsmmus.saturating_sub(1);
+        }
+        if let Some(device) = self.set.get(smmu) {
+            device.vmids().set(p, vmid, VmidOwner::Nobody, false);
+        }
+        if let Some(space) = registry.vmids.get_mut(smmu) {
+            space.free(p, vmid);
+        }
+        Ok(())
+    }
+
+    /// Makes a nested domain on a vSMMU, of what its owner claims for words 0 and 1 of an STE.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`]; [`Refused::Illegal`] with the word that says what it may not; [`Refused::NoSpace`]. Nothing is changed.
+    pub fn create_nested(&self, vsmmu: VsmmuHandle, words: [u64; 2]) -> Result<DomainHandle, Refused> {
+        let mut registry = self.lock();
+        let place = registry.find_vsmmu(vsmmu)?;
+        let found = registry.vsmmu(place)?;
+        let owner = found.owner;
+        let device = self.set.get(usize::from(found.smmu)).ok_or(Refused::UnknownSmmu)?;
+        let Kind::Stage2(table) = registry.domain(found.parent)?.kind else {
+            return Err(Refused::UnknownDomain);
+        };
+        let claim = Stage1Claim(words);
+        let config = claim
+            .check(&device.features, table.geometry())
+            .map_err(|refusal| Refused::Illegal { index: u64::from(refusal.word()) })?;
+        let index = registry.free_domain_place()?;
+        registry.put_domain(index, owner, Kind::Nested { vsmmu: place, config })?;
+        if let Some(vsmmu) = registry.vsmmu_mut(place) {
+            vsmmu.domains = vsmmu.domains.saturating_add(1);
+        }
+        registry.handle_of(index)
+    }
+
+    /// Gives a stream a StreamID in a vSMMU.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`]; [`Refused::UnknownStream`] if the SMMU has no such stream, or it is attached to somebody else's
+    /// domain; [`Refused::Busy`] if it is in a vSMMU, or the virtual StreamID is in use; [`Refused::NoSpace`]; [`Refused::NoMemory`].
+    /// Nothing is changed.
+    pub fn add_virtual_stream<P: Platform>(
+        &self,
+        p: &P,
+        vsmmu: VsmmuHandle,
+        virtual_stream: u32,
+        stream: u32,
+        pages: &mut impl Pages,
+    ) -> Result<(), Refused> {
+        let smmu = {
+            let registry = self.lock();
+            registry.vsmmu(registry.find_vsmmu(vsmmu)?)?.smmu
+        };
+        let owner = vsmmu.0.owner;
+        match self.query(p, usize::from(smmu), stream)? {
+            StreamState::Attached { domain, .. } if self.owner_of(domain)? != owner => {
+                return Err(Refused::UnknownStream);
+            }
+            StreamState::Attached { .. } | StreamState::Unattached => {}
+        }
+        let mut registry = self.lock();
+        // Both locks were let go in between; the handle says whether it is the same vSMMU still.
+        let place = registry.find_vsmmu(vsmmu)?;
+        let record = VsmmuStream::new(place, virtual_stream, None);
+        let streams = registry.streams.get_mut(usize::from(smmu)).ok_or(Refused::UnknownSmmu)?;
+        streams.insert(p, u64::from(stream), record.0, pages)?;
+        let virtual_streams = registry.vsmmu_mut(place).map(|vsmmu| &mut vsmmu.streams);
+        let added = virtual_streams.map_or(Err(InsertError::Full), |map| {
+            map.insert(p, u64::from(virtual_stream), u64::from(stream), pages)
+        });
+        if let Err(error) = added {
+            if let Some(streams) = registry.streams.get_mut(usize::from(smmu)) {
+                streams.remove(p, u64::from(stream), pages);
+            }
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Takes a StreamID out of a vSMMU.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`], [`Refused::UnknownStream`]; [`Refused::Busy`] while the stream is attached to a nested domain. Nothing
+    /// is changed.
+    pub fn remove_virtual_stream<P: Platform>(
+        &self,
+        p: &P,
+        vsmmu: VsmmuHandle,
+        virtual_stream: u32,
+        pages: &mut impl Pages,
+    ) -> Result<(), Refused> {
+        let mut registry = self.lock();
+        let place = registry.find_vsmmu(vsmmu)?;
+        let found = registry.vsmmu(place)?;
+        let smmu = found.smmu;
+        let stream = found.streams.get(p, u64::from(virtual_stream)).ok_or(Refused::UnknownStream)?;
+        let known = registry.vsmmu_stream(p, smmu, stream as u32).ok_or(Refused::UnknownStream)?;
+        if known.domain().is_some() {
+            return Err(Refused::Busy);
+        }
+        if let Some(vsmmu) = registry.vsmmu_mut(place) {
+            vsmmu.streams.remove(p, u64::from(virtual_stream), pages);
+        }
+        if let Some(streams) = registry.streams.get_mut(usize::from(smmu)) {
+            streams.remove(p, stream, pages);
+        }
+        Ok(())
+    }
+
+    /// Which stream a StreamID of a vSMMU is.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`], [`Refused::UnknownStream`].
+    pub fn query_virtual_stream<P: Platform>(
+        &self,
+        p: &P,
+        vsmmu: VsmmuHandle,
+        virtual_stream: u32,
+    ) -> Result<VirtualStream, Refused> {
+        let registry = self.lock();
+        let found = registry.vsmmu(registry.find_vsmmu(vsmmu)?)?;
+        let stream = found.streams.get(p, u64::from(virtual_stream)).ok_or(Refused::UnknownStream)? as u32;
+        let known = registry.vsmmu_stream(p, found.smmu, stream).ok_or(Refused::UnknownStream)?;
+        let domain = known.domain().map(|index| registry.handle_of(index)).transpose()?;
+        Ok(VirtualStream { stream, domain })
+    }
+
+    /// Sends invalidations of a vSMMU's owner, and returns when they are complete. None is sent unless all are legal.
+    ///
+    /// # Errors
+    /// [`Refused::UnknownVsmmu`]; [`Refused::Illegal`] with the index of the first command that is not; [`Refused::Hardware`].
+    pub fn invalidate_by_owner<P: Platform>(
+        &self,
+        p: &P,
+        vsmmu: VsmmuHandle,
+        claimed: &mut OwnerCommands,
+    ) -> Result<(), Refused> {
+        let registry = self.lock();
+        let found = registry.vsmmu(registry.find_vsmmu(vsmmu)?)?;
+        let device = self.set.get(usize::from(found.smmu)).ok_or(Refused::UnknownSmmu)?;
+        let most_ats = self.most_ats(usize::from(found.smmu), &device.features);
+        let limits = VsmmuLimits::new(&device.features, most_ats);
+        let lookup = |id: u32| found.streams.get(p, u64::from(id)).map(|stream| stream as u32);
+        let mut to_devices = false;
+        for (index, command) in (0..).zip(claimed.iter_mut()) {
+            *command = vsmmu::check(*command, &limits, found.vmid, lookup)
+                .map_err(|_| Refused::Illegal { index })?;
+            to_devices |= command.opcode() == opcode::ATC_INV;
+        }
+        // An ATC invalidation must not reach a device that has left meanwhile. Any other command is at worst not needed any
+        // more when it gets to the SMMU, and nobody who attaches has to wait for it.
+        let _held = to_devices.then_some(registry);
+        device.run(p, claimed.as_slice()).map_err(|_| Refused::Hardware)
+    }
+}
+
+/// Commands that the owner of a vSMMU claims to be legal, copied once from its memory.
+pub struct OwnerCommands {
+    commands: [Command; MAX_INVALIDATIONS as usize],
+    count: usize,
+}
+
+impl OwnerCommands {
+    /// Up to [`MAX_INVALIDATIONS`] commands.
+    pub fn new(claimed: impl Iterator<Item = Command>) -> Self {
+        let mut commands = [Command::sync(); MAX_INVALIDATIONS as usize];
+        let mut count = 0;
+        for (place, command) in commands.iter_mut().zip(claimed) {
+            *place = command;
+            count += 1;
+        }
+        Self { commands, count }
+    }
+
+    fn as_slice(&self) -> &[Command] {
+        self.commands.get(..self.count).unwrap_or(&[])
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Command> {
+        self.commands.iter_mut().take(self.count)
+    }
+}

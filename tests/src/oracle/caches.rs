@@ -1,0 +1,102 @@
+//! Everything that an SMMU, or an ATC behind it, caches against what the tables give now.
+//!
+//! A combined entry may be out of date by the stage 1 of its owner, who has to invalidate that; by stage 2 never: the IPA that stage 1 gave
+//! leads to its output still. The same holds for CDs and pointers to stage-1 tables. All else is exactly what a walk would find.
+
+use super::leaves::{check_io, check_pages};
+use super::tags::{Holder, Tags};
+use super::{Configs, View};
+use crate::model::inspect::Cached;
+use crate::model::smmu::combined::Kind;
+use crate::model::smmu::ste::{Eats, Meaning};
+use crate::model::smmu::tlb::WalkStep;
+use crate::model::stage2::walk;
+
+/// Checks every cache of an SMMU that translates.
+pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) -> Result<(), String> {
+    let cached: Vec<Cached> = view.bench.machine().smmus[smmu].cached().collect();
+    for entry in cached {
+        let checked = match entry.vmid() {
+            Some(vmid) => check_tagged(view, &entry, vmid, tags, configs),
+            None => check_of_stream(view, smmu, &entry),
+        };
+        checked.map_err(|text| format!("caches {entry}: {text}"))?;
+        if entry.doomed() {
+            return Err(format!("caches {entry}, whose invalidation has had no SYNC"));
+        }
+    }
+    Ok(())
+}
+
+fn check_tagged(
+    view: &View,
+    entry: &Cached,
+    vmid: u16,
+    tags: &Tags,
+    configs: &Configs,
+) -> Result<(), String> {
+    let domain = match tags.holder(vmid) {
+        None => return Err("nobody has the VMID".into()),
+        // Its table is empty, and so there are no entries of it.
+        Some(Holder::Parked) => return Err("the VMID is that of unattached streams".into()),
+        Some(Holder::Vsmmu { used: false, .. }) => return Err("no stream of the vSMMU is attached".into()),
+        Some(Holder::Domain(domain) | Holder::Vsmmu { parent: domain, .. }) => domain,
+    };
+    match entry {
+        Cached::Stage2(entry) => check_io(view, &entry.leaf, domain),
+        Cached::Stage2Walk(step) => check_walk(view, step, domain, configs),
+        Cached::Combined(entry) => match entry.kind {
+            Kind::Stage1 => Err("it is of stage 1 alone".into()),
+            // The output is an IPA of the owner's choice.
+            Kind::Split => Ok(()),
+            Kind::Nested => {
+                let ipa = entry.ipa_of(entry.ia);
+                check_pages(view, domain, ipa, entry.output, 1 << entry.size_log2)
+            }
+        },
+        Cached::Stage1Walk(step) => check_pages(view, domain, step.table.ipa, step.table.address, 8),
+        Cached::Cd(..) | Cached::CdTable(..) | Cached::Atc(_) => Ok(()),
+    }
+}
+
+/// Whether a table that is pointed to is in the domain's tables still, at that place.
+fn check_walk(view: &View, step: &WalkStep, domain: u64, configs: &Configs) -> Result<(), String> {
+    let configs = configs.get(&domain).ok_or("no STE says how the domain is walked")?;
+    let machine = view.bench.machine();
+    let found = configs.iter().any(|config| {
+        let mut tables = Vec::new();
+        let _ = walk(&machine.memory, config, step.table.ia, None, &mut tables, &mut Vec::new());
+        tables.contains(&step.table)
+    });
+    if found { Ok(()) } else { Err("there is no such table any more".into()) }
+}
+
+fn check_of_stream(view: &View, smmu: usize, entry: &Cached) -> Result<(), String> {
+    let stream = entry.stream().ok_or("it is of no stream")?;
+    let decoded = view.bench.machine().decoded_in_memory(smmu, stream);
+    let attached = view.record.streams.get(&(smmu, stream)).copied();
+    let below = attached.and_then(|attached| view.record.below(attached.domain));
+    let meaning = decoded.map(|decoded| decoded.meaning);
+    match (entry, below) {
+        (Cached::Atc(entry), _) => {
+            // Translated requests are refused, or go through stage 2: what the ATC holds says nothing.
+            if entry.split || decoded.is_none_or(|decoded| decoded.eats != Eats::Full) {
+                return Ok(());
+            }
+            let (domain, _) = below.ok_or("the stream is unattached")?;
+            let size = 1 << entry.size_log2;
+            if let Some(Meaning::Stage2 { .. }) = meaning {
+                return check_pages(view, domain, entry.ia, entry.output, size);
+            }
+            let lost =
+                (entry.output..entry.output + size).step_by(4096).find(|page| !view.leads_to(domain, *page));
+            lost.map_or(Ok(()), |page| Err(format!("{page:#x} is not the domain's")))
+        }
+        (_, Some((domain, Some(_)))) if matches!(meaning, Some(Meaning::Nested { .. })) => match entry {
+            Cached::Cd(_, cd) => check_pages(view, domain, cd.ipa, cd.address, 64),
+            Cached::CdTable(_, table) if view.leads_to(domain, table.address & !0xfff) => Ok(()),
+            _ => Err("it is from memory that is not the domain's".into()),
+        },
+        _ => Err("the stream has no stage 1".into()),
+    }
+}

@@ -1,0 +1,41 @@
+//! Who owns each page, by MEM_QUERY.
+
+use crate::bench::{Bench, RAM_BYTES};
+use crate::model::RAM_BASE;
+use abi::Function;
+
+/// Pages of 4 KiB.
+pub(crate) const PAGES: usize = (RAM_BYTES >> 12) as usize;
+
+/// What MEM_QUERY says of every page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owners(Vec<(u64, u64)>);
+
+impl Owners {
+    /// Asks for every page of RAM.
+    ///
+    /// # Errors
+    /// A page of which nothing is known.
+    pub fn read(bench: &Bench) -> Result<Self, String> {
+        let unit = bench.unit();
+        let mut owners = Vec::with_capacity(PAGES);
+        for address in (RAM_BASE..RAM_BASE + RAM_BYTES).step_by(unit as usize) {
+            let [owner, shared, ..] = bench
+                .call(Function::MemQuery, [address, 0, 0, 0])
+                .map_err(|status| format!("MEM_QUERY of {address:#x} answered {status:?}"))?;
+            owners.extend(std::iter::repeat_n((owner, shared), (unit >> 12) as usize));
+        }
+        Ok(Self(owners))
+    }
+
+    /// Whether a memory domain (0 the host's) has the page at an address of RAM.
+    pub(crate) fn allows(&self, domain: u64, address: u64) -> bool {
+        let Some(&(owner, shared)) = self.0.get(((address - RAM_BASE) >> 12) as usize) else { return false };
+        owner == domain || domain != 0 && owner == 0 && shared == domain
+    }
+
+    /// Who owns a page, and with whom it is shared.
+    pub fn of(&self, address: u64) -> Option<(u64, u64)> {
+        self.0.get(((address - RAM_BASE) >> 12) as usize).copied()
+    }
+}
