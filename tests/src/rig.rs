@@ -187,10 +187,19 @@ impl Rig {
 
     /// Writes the host's CD 0 and tables.
     pub fn host(&mut self) {
-        self.host_write(LEVEL1 + (VA >> 30) * 8, LEVEL2 | 3);
-        self.host_write(LEVEL2 + (VA >> 21 & 511) * 8, LEVEL3 | 3);
-        self.host_write(LEVEL3, PAGE | LEAF1);
-        self.write_cd(0, cd(ASID, LEVEL1));
+        self.stage1(|ipa| ipa);
+    }
+
+    /// As [`Rig::host`], with physical addresses in the tables and the CD.
+    pub fn host_without_stage2(&mut self) {
+        self.stage1(physical);
+    }
+
+    fn stage1(&mut self, address: impl Fn(u64) -> u64) {
+        self.host_write(LEVEL1 + (VA >> 30) * 8, address(LEVEL2) | 3);
+        self.host_write(LEVEL2 + (VA >> 21 & 511) * 8, address(LEVEL3) | 3);
+        self.host_write(LEVEL3, address(PAGE) | LEAF1);
+        self.write_cd(0, cd(ASID, address(LEVEL1)));
     }
 
     /// A store of the host: to an IPA, seen by nobody but memory.

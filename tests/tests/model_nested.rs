@@ -30,12 +30,7 @@ fn both_stages_translate() {
 #[test]
 fn stage_1_alone_translates_to_physical_addresses() {
     let mut rig = Rig::new(QEMU);
-    rig.host();
-    // The same tables, with physical addresses in them.
-    rig.host_write(LEVEL1 + (VA >> 30) * 8, physical(LEVEL2) | 3);
-    rig.host_write(LEVEL2 + (VA >> 21 & 511) * 8, physical(LEVEL3) | 3);
-    rig.host_write(LEVEL3, physical(PAGE) | LEAF1);
-    rig.write_cd(0, cd(ASID, physical(LEVEL1)));
+    rig.host_without_stage2();
     rig.attach(STREAM, [1 | 0b101 << 1 | physical(CDS), 0, VMID, 0, 0, 0, 0, 0]);
     assert!(rig.reaches());
     rig.host_write(LEVEL3, 0);
@@ -52,11 +47,7 @@ fn stage_1_alone_translates_to_physical_addresses() {
 #[test]
 fn an_entry_from_before_stage_2_is_still_found() {
     let mut rig = Rig::new(QEMU);
-    rig.host();
-    rig.host_write(LEVEL1 + (VA >> 30) * 8, physical(LEVEL2) | 3);
-    rig.host_write(LEVEL2 + (VA >> 21 & 511) * 8, physical(LEVEL3) | 3);
-    rig.host_write(LEVEL3, physical(PAGE) | LEAF1);
-    rig.write_cd(0, cd(ASID, physical(LEVEL1)));
+    rig.host_without_stage2();
     rig.attach(STREAM, [1 | 0b101 << 1 | physical(CDS), 0, VMID, 0, 0, 0, 0, 0]);
     assert!(rig.reaches());
     rig.host();

@@ -207,13 +207,8 @@ impl Smmu {
     ) -> Translated {
         let origin = origin.into();
         self.step(bus);
-        match self.route_translated(bus, origin, address, write) {
-            Ok(target) => Translated::To(target),
-            Err(refusal) => {
-                self.report(bus, &refusal, origin, address, write);
-                Translated::Aborted
-            }
-        }
+        let routed = self.route_translated(bus, origin, address, write);
+        self.answer(bus, origin, address, write, routed)
     }
 
     /// Where a Translated request goes, without any record of a refusal.

@@ -64,7 +64,20 @@ impl Smmu {
     ) -> Translated {
         let origin = origin.into();
         self.step(bus);
-        match self.route(bus, origin, address, write) {
+        let routed = self.route(bus, origin, address, write);
+        self.answer(bus, origin, address, write, routed)
+    }
+
+    /// What becomes of a transaction that was routed or refused.
+    pub(crate) fn answer(
+        &mut self,
+        bus: &mut Bus,
+        origin: Origin,
+        address: u64,
+        write: bool,
+        routed: Result<u64, Refusal>,
+    ) -> Translated {
+        match routed {
             Ok(target) => Translated::To(target),
             Err(refusal) => {
                 self.report(bus, &refusal, origin, address, write);
