@@ -279,7 +279,7 @@ impl Ownership {
                     Change::Unshare(abi::Recipient::Guest(guest))
                 };
                 self.guests.set_teardown(guest, at);
-                self.change_of_any(cx, change, &run)?;
+                self.change_of(cx, change, &run, true)?;
                 Ok(Progress::Again)
             }
             SearchOf::Unfinished(position) => {

@@ -82,6 +82,12 @@ impl PageState {
         if self.0 >> 8 == 0 { self } else { Self(self.0 - (1 << 8)) }
     }
 
+    /// What a word of the table says of a unit in it.
+    #[inline]
+    const fn in_word(word: u64, unit: u64) -> Self {
+        Self((word >> (16 * (unit % UNITS_PER_WORD))) as u16)
+    }
+
     /// Four times this state: what a 64-bit word of the table holds when all of its units are alike.
     #[inline]
     const fn word(self) -> u64 {
@@ -218,8 +224,7 @@ impl FrameTable {
     pub fn state(&self, memory: &impl Memory, address: PhysAddr) -> Option<PageState> {
         let bank = self.banks.iter().find(|bank| bank.range.contains(address))?;
         let unit = (address.0 - bank.range.start().0) >> self.unit_log2;
-        let word = memory.read_u64(bank.words.offset(unit / UNITS_PER_WORD * 8));
-        Some(PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16))
+        Some(PageState::in_word(memory.read_u64(bank.words.offset(unit / UNITS_PER_WORD * 8)), unit))
     }
 
     /// Counts one mapping more of every unit of the run; `false`, and nothing is changed, if the guest does not own one of them.
@@ -261,8 +266,7 @@ impl FrameTable {
     }
 
     fn unit(&self, memory: &impl Memory, run: &FrameRun, unit: u64) -> PageState {
-        let word = memory.read_u64(run.words.offset(unit / UNITS_PER_WORD * 8));
-        PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16)
+        PageState::in_word(memory.read_u64(run.words.offset(unit / UNITS_PER_WORD * 8)), unit)
     }
 
     fn set_unit(&mut self, memory: &impl Memory, run: &FrameRun, unit: u64, state: PageState) {
@@ -287,27 +291,27 @@ impl FrameTable {
         let Position { mut bank, mut unit } = from;
         while let Some(here) = self.banks.get(bank) {
             let units = here.range.size_bytes() >> self.unit_log2;
-            let state = |unit: u64| {
-                let word = memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8));
-                PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16)
-            };
+            let word_of = |unit: u64| memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8));
             while unit < units {
                 if words == 0 {
                     return SearchOf::Unfinished(Position { bank, unit });
                 }
                 words -= 1;
                 // All four are the host's and unshared, by far the most frequent word.
-                if memory.read_u64(here.words.offset(unit / UNITS_PER_WORD * 8)) == 0 {
+                let word = word_of(unit);
+                if word == 0 {
                     unit = (unit / UNITS_PER_WORD + 1) * UNITS_PER_WORD;
                     continue;
                 }
-                let found = state(unit);
+                let found = PageState::in_word(word, unit);
                 if is_wanted(found) {
                     let start = here.range.start().offset(unit << self.unit_log2);
                     // Not beyond the end of a step.
                     let step_end = (start.0 / abi::MAX_STEP_BYTES + 1) * abi::MAX_STEP_BYTES;
                     let most = ((step_end - start.0) >> self.unit_log2).min(units - unit);
-                    let count = (1..most).find(|more| state(unit + more) != found).unwrap_or(most);
+                    let count = (1..most)
+                        .find(|more| PageState::in_word(word_of(unit + more), unit + more) != found)
+                        .unwrap_or(most);
                     let Some(range) = PhysRange::new(start, count << self.unit_log2) else {
                         return SearchOf::End;
                     };
@@ -349,7 +353,7 @@ impl FrameTable {
                     continue;
                 }
                 while unit < next_word.min(units) {
-                    let state = PageState((word >> (16 * (unit % UNITS_PER_WORD))) as u16);
+                    let state = PageState::in_word(word, unit);
                     let place = here.range.start().offset(unit << self.unit_log2);
                     unit += 1;
                     if let (Owner::Guest(_) | Owner::Nobody, Some(range)) =

@@ -235,19 +235,9 @@ impl Ownership {
         self.change_of(cx, change, run, false)
     }
 
-    /// [`Self::change`], also of a guest that is being taken apart.
-    pub(super) fn change_of_any<P: Platform, I: IoCaches>(
-        &mut self,
-        cx: &Context<'_, P, I>,
-        change: Change,
-        run: &FrameRun,
-    ) -> Result<(), Failure> {
-        self.change_of(cx, change, run, true)
-    }
-
-    /// A change, also of a guest that is being taken apart if `also_ending`.
+    /// [`Self::change`], also of a guest that is being taken apart if `also_ending`.
     #[inline(never)]
-    fn change_of<P: Platform, I: IoCaches>(
+    pub(super) fn change_of<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
         change: Change,
