@@ -6,7 +6,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use abi::{DomainHandle, GuestHandle, Statistic};
+use abi::{DomainHandle, GuestHandle, Statistic, Status};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
 use smmuv3::invalidation::DomainIndex;
@@ -16,10 +16,12 @@ use spin::Mutex;
 use crate::devicetree::Machine;
 use crate::esr::HostAbort;
 use crate::gicr::{self, GicrError, Redistributors};
-use crate::iommu::{Iommu, TrustedStreams};
+use crate::iommu::{Iommu, Refused, TrustedStreams};
 use crate::list::List;
 use crate::memory::pool::{PAGE_LOG2, Pool};
-use crate::memory::{CachesFailed, Context, HeldSet, IoCaches, Layout, LayoutError, Ownership, Progress};
+use crate::memory::{
+    CachesFailed, Context, Failure, HeldSet, IoCaches, Layout, LayoutError, Ownership, Progress,
+};
 use crate::pci::RootBridges;
 use crate::platform::Platform;
 use crate::smmu::{self, StartError};
@@ -393,6 +395,16 @@ pub(crate) struct PoolPages<'a, P: Platform> {
     pub(crate) pool: &'a Pool,
     /// Pages that were missing when a run could not be taken.
     pub(crate) missing: u64,
+}
+
+impl<P: Platform> PoolPages<'_, P> {
+    /// What a caller is told of a refusal: without memory, how many pages the pool needs, which knows what it has in pieces.
+    pub(crate) fn failure(&self, refused: Refused) -> Failure {
+        match refused {
+            Refused::NoMemory { .. } => Failure { status: Status::NoMemory, detail: self.missing },
+            other => other.into(),
+        }
+    }
 }
 
 impl<P: Platform> smmu::Pages for PoolPages<'_, P> {

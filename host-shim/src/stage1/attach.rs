@@ -328,15 +328,8 @@ impl<H: Host> Stage1<'_, H> {
         if let Some(asid) = freed {
             self.asids.free(&self.memory, asid);
         }
-        if array.len(&self.memory) == 0 {
-            self.retired.replace(&self.memory, &self.readers, cell, None);
-        } else if array.trash(&self.memory) * 2 > array.len(&self.memory) {
-            let mut arrays = Arrays { pages: &mut self.pages, memory: &self.memory };
-            // Not worth an error: what is trash costs readers little, and the next merge leaves it out.
-            if let Ok(Some(purged)) = array.purge(&self.memory, &mut arrays) {
-                self.retired.replace(&self.memory, &self.readers, cell, Some(purged));
-            }
-        }
+        let mut arrays = Arrays { pages: &mut self.pages, memory: &self.memory };
+        self.retired.tidy(&self.memory, &self.readers, cell, &mut arrays);
         self.collect();
         Ok(())
     }

@@ -90,11 +90,7 @@ impl<H: Host> LiveContext<'_, H> {
         let current = self.contexts.read(self.memory, self.substream);
         let written = entry_writer::write_entry(self, &current, target);
         if written.is_err() {
-            self.store(0, 0);
-            for (word, value) in current.0.into_iter().enumerate().skip(1) {
-                self.store(word, value);
-            }
-            self.store(0, current.0[0]);
+            entry_writer::store_entry(self, &current);
         }
         written
     }

@@ -82,6 +82,14 @@ pub fn write_entry<E: Entry, S: EntrySink>(sink: &mut S, current: &E, target: &E
     store_words(sink, target, unfinished & !critical)
 }
 
+/// Stores `target` over whatever is in memory, through V = 0 and without a sync: for an entry whose change failed, so that nobody knows
+/// what the SMMU has of it.
+pub fn store_entry<E: Entry, S: EntrySink>(sink: &mut S, target: &E) {
+    store_each(sink, E::INVALID.words(), 1);
+    store_each(sink, target.words(), !1);
+    store_each(sink, target.words(), 1);
+}
+
 /// V = 0, then all other words, then word 0, which has V.
 fn write_through_invalid<E: Entry, S: EntrySink>(
     sink: &mut S,
@@ -99,6 +107,13 @@ fn store_words<S: EntrySink>(sink: &mut S, words: &Words, mask: u8) -> Result<()
     if mask == 0 {
         return Ok(());
     }
+    store_each(sink, words, mask);
+    sink.sync()
+}
+
+/// Stores the words with a bit in `mask`.
+#[inline]
+fn store_each<S: EntrySink>(sink: &mut S, words: &Words, mask: u8) {
     let mut left = mask;
     while left != 0 {
         let index = left.trailing_zeros() as usize;
@@ -107,7 +122,6 @@ fn store_words<S: EntrySink>(sink: &mut S, words: &Words, mask: u8) -> Result<()
         }
         left &= left.wrapping_sub(1);
     }
-    sink.sync()
 }
 
 #[cfg(test)]

@@ -50,13 +50,18 @@ impl IdSpace {
         self.bitmap.offset((number / WORD_BITS) as u64 * 8)
     }
 
+    /// Word and bit of a number; `None` if there is no such number.
+    const fn place(&self, number: u16) -> Option<(PhysAddr, u64)> {
+        let number = number as u32;
+        if number == 0 || number >= self.end() {
+            return None;
+        }
+        Some((self.word(number), 1 << (number % WORD_BITS)))
+    }
+
     /// Takes a number that is free; `false`, and nothing is changed, if it is not, or there is no such number.
     pub fn reserve<M: Memory>(&mut self, memory: &M, number: u16) -> bool {
-        let number = u32::from(number);
-        if number == 0 || number >= self.end() {
-            return false;
-        }
-        let (word, bit) = (self.word(number), 1 << (number % WORD_BITS));
+        let Some((word, bit)) = self.place(number) else { return false };
         let there = memory.read_u64(word);
         if there & bit != 0 {
             return false;
@@ -87,16 +92,12 @@ impl IdSpace {
 
     /// Frees a number that is taken, which the caller has flushed. Another one is left alone.
     pub fn free<M: Memory>(&mut self, memory: &M, number: u16) {
-        let number = u32::from(number);
-        if number == 0 || number >= self.end() {
-            return;
-        }
-        let (word, bit) = (self.word(number), 1 << (number % WORD_BITS));
+        let Some((word, bit)) = self.place(number) else { return };
         let there = memory.read_u64(word);
         if there & bit != 0 {
             memory.write_u64(word, there & !bit);
             self.taken -= 1;
-            self.lowest = self.lowest.min(number);
+            self.lowest = self.lowest.min(u32::from(number));
         }
     }
 

@@ -4,7 +4,7 @@ use abi::{DomainHandle, Principal, Status, attach};
 
 use super::Outcome;
 use crate::hypervisor::{GuestStream, Hypervisor, MAX_GUEST_STREAMS};
-use crate::iommu::{How, Refused, StreamState};
+use crate::iommu::{How, StreamState};
 use crate::list::List;
 use crate::memory::{Failure, HeldSet};
 use crate::pci::{self, HoldError};
@@ -117,10 +117,7 @@ impl<P: Platform> Hypervisor<P> {
     fn attach(&self, smmu: usize, stream: u32, domain: DomainHandle, how: How) -> Result<(), Failure> {
         let mut pages = self.pages();
         let result = self.iommu.attach(&self.platform, smmu, stream, domain, how, &mut pages);
-        result.map_err(|refused| match refused {
-            Refused::NoMemory { .. } => Failure { status: Status::NoMemory, detail: pages.missing },
-            other => other.into(),
-        })
+        result.map_err(|refused| pages.failure(refused))
     }
 
     pub(super) fn stream_detach(&self, smmu: u64, stream: u64) -> Outcome {

@@ -38,10 +38,7 @@ impl<P: Platform> Hypervisor<P> {
         let mut pages = self.pages();
         let p = &self.platform;
         let added = self.iommu.add_virtual_stream(p, vsmmu, virtual_stream, stream, &mut pages);
-        added.map_err(|refused| match refused {
-            Refused::NoMemory { .. } => Failure { status: Status::NoMemory, detail: pages.missing },
-            other => other.into(),
-        })?;
+        added.map_err(|refused| pages.failure(refused))?;
         Ok([0; 4])
     }
 

@@ -17,7 +17,7 @@ use smmuv3::tags::{self, TagKind};
 use super::registry::{Kind, Registry, VsmmuStream};
 use super::{ArrayRuns, Iommu, Refused, can_walk};
 use crate::platform::Platform;
-use crate::smmu::{Condition, Fault, PARKED_VMID, Pages, Smmu, VmidOwner};
+use crate::smmu::{Condition, Fault, PARKED_VMID, Pages, Smmu, VmidOwner, order_of};
 
 /// What a stream is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,14 +72,14 @@ enum Stages {
 
 /// A stream behind an SMMU that exists.
 #[derive(Clone, Copy)]
-struct Stream<'a> {
+pub(super) struct Stream<'a> {
     device: &'a Smmu,
     smmu: u8,
     id: u32,
 }
 
 impl Iommu {
-    fn stream(&self, smmu: usize, id: u32) -> Result<Stream<'_>, Refused> {
+    pub(super) fn stream(&self, smmu: usize, id: u32) -> Result<Stream<'_>, Refused> {
         let device = self.set.get(smmu).ok_or(Refused::UnknownSmmu)?;
         // There are at most 64.
         const { assert!(MAX_SMMUS <= 256) };
@@ -304,7 +304,7 @@ impl Iommu {
         }
         let cell = self.cell(side.stage2);
         let array = Array::merge(p, cell.load(p), &entries, pages)
-            .map_err(|error| Refused::NoMemory { pages: error.bytes.div_ceil(4096).next_power_of_two() })?;
+            .map_err(|error| Refused::NoMemory { pages: 1 << order_of(error.bytes) })?;
         registry.retired.replace(p, &self.readers, cell, Some(array));
         Ok(())
     }
@@ -413,26 +413,7 @@ impl Iommu {
         if let Some(vmid) = freed {
             registry.free_vmid(p, stream, vmid);
         }
-        if array.len(p) == 0 {
-            registry.retired.replace(p, &self.readers, cell, None);
-        } else if array.trash(p) > array.len(p) / 2 {
-            self.purge(p, registry, cell, array, pages);
-        }
-    }
-
-    #[cold]
-    fn purge<P: Platform>(
-        &self,
-        p: &P,
-        registry: &mut Registry,
-        cell: Cell,
-        array: Array,
-        pages: &mut impl ArrayPages,
-    ) {
-        // Not worth an error: what is trash costs readers little, and the next merge leaves it out.
-        if let Ok(Some(purged)) = array.purge(p, pages) {
-            registry.retired.replace(p, &self.readers, cell, Some(purged));
-        }
+        registry.retired.tidy(p, &self.readers, cell, pages);
     }
 }
 
@@ -499,7 +480,11 @@ impl Side {
 
 impl Registry {
     /// The domain that a stream is attached to, by what its STE says, and its VMID there.
-    fn standing<P: Platform>(&self, p: &P, stream: Stream<'_>) -> Result<Option<(u16, u16)>, Refused> {
+    pub(super) fn standing<P: Platform>(
+        &self,
+        p: &P,
+        stream: Stream<'_>,
+    ) -> Result<Option<(u16, u16)>, Refused> {
         let vmid = stream.device.vmid(p, stream.id).ok_or(Refused::UnknownStream)?;
         if vmid == PARKED_VMID {
             return Ok(None);

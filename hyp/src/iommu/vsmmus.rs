@@ -9,7 +9,7 @@ use smmuv3::vsmmu::{self, VsmmuLimits};
 
 use super::registry::{Kind, VsmmuStream};
 use super::sorted_map::InsertError;
-use super::{Iommu, Refused, StreamState, can_walk};
+use super::{Iommu, Refused, can_walk};
 use crate::platform::Platform;
 use crate::smmu::{Condition, Pages, VmidOwner};
 
@@ -143,20 +143,15 @@ impl Iommu {
         stream: u32,
         pages: &mut impl Pages,
     ) -> Result<(), Refused> {
-        let smmu = {
-            let registry = self.lock();
-            registry.vsmmu(registry.find_vsmmu(vsmmu)?)?.smmu
-        };
-        let owner = vsmmu.0.owner;
-        match self.query(p, usize::from(smmu), stream)? {
-            StreamState::Attached { domain, .. } if self.owner_of(domain)? != owner => {
-                return Err(Refused::UnknownStream);
-            }
-            StreamState::Attached { .. } | StreamState::Unattached => {}
-        }
         let mut registry = self.lock();
-        // Both locks were let go in between; the handle says whether it is the same vSMMU still.
         let place = registry.find_vsmmu(vsmmu)?;
+        let found = registry.vsmmu(place)?;
+        let (smmu, owner) = (found.smmu, found.owner);
+        if let Some((domain, _)) = registry.standing(p, self.stream(usize::from(smmu), stream)?)?
+            && registry.domain(domain)?.owner != owner
+        {
+            return Err(Refused::UnknownStream);
+        }
         let record = VsmmuStream::new(place, virtual_stream, None);
         let streams = registry.streams.get_mut(usize::from(smmu)).ok_or(Refused::UnknownSmmu)?;
         streams.insert(p, u64::from(stream), record.0, pages)?;

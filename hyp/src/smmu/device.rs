@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
-use smmuv3::entry_writer::{EntrySink, write_entry};
+use smmuv3::entry_writer::{EntrySink, store_entry, write_entry};
 use smmuv3::features::{Features, IdRegisters, Part};
 use smmuv3::invalidation::{self, Queues, Traits};
 use smmuv3::registers::{
@@ -31,6 +31,7 @@ const NO_STREAM: u64 = u64::MAX;
 pub(crate) struct Smmu {
     registers: Registers,
     pub(crate) features: Features,
+    /// Its traits are [`Traits::PLAIN`].
     is_plain: bool,
     stream_table: StreamTable,
     pub(super) commands: Mutex<CommandQueue>,
@@ -52,14 +53,7 @@ impl Smmu {
         Self {
             registers,
             features,
-            is_plain: matches!(
-                Traits::of(&features),
-                Traits {
-                    range_invalidation: true,
-                    repeat_invalidations: false,
-                    sync_before_last_slot: false
-                }
-            ),
+            is_plain: matches!(Traits::of(&features), Traits::PLAIN),
             stream_table: StreamTable::NONE,
             commands: Mutex::new(CommandQueue::new(registers)),
             events: Mutex::new(EventQueue::new(registers)),
@@ -199,16 +193,16 @@ impl Smmu {
         Traits::of(&self.features)
     }
 
-    /// Whether the walk needs no care with it.
-    #[inline]
-    pub(super) const fn is_plain(&self) -> bool {
-        self.is_plain
-    }
-
     /// Takes the command queue, to append to it.
     #[inline]
     pub(super) fn open<'a, P: Platform>(&'a self, p: &'a P) -> Result<OpenQueue<'a, P>, Fault> {
         OpenQueue::new(p, self.commands.lock())
+    }
+
+    /// As [`Smmu::open`], of an SMMU that is [`Traits::PLAIN`]; `None` for others.
+    #[inline]
+    pub(super) fn open_plain<'a, P: Platform>(&'a self, p: &'a P) -> Result<Option<OpenQueue<'a, P>>, Fault> {
+        if self.is_plain { self.open(p).map(Some) } else { Ok(None) }
     }
 
     /// Waits for commands, and calls `meanwhile` each time they are not complete.
@@ -320,15 +314,7 @@ impl Smmu {
     /// how the stream counts.
     pub(crate) fn store_entry<P: Platform>(&self, p: &P, stream: u32, target: &StreamTableEntry) {
         let Some(Place::Own(at)) = self.stream_table.place(p, stream) else { return };
-        let [first, rest @ ..] = target.0;
-        p.write_u64(at, 0);
-        p.full_barrier();
-        for (word, value) in (1..).zip(rest) {
-            p.write_u64(at.offset(word * 8), value);
-        }
-        p.full_barrier();
-        p.write_u64(at, first);
-        p.full_barrier();
+        store_entry(&mut LiveEntry { p, smmu: self, stream, at }, target);
     }
 }
 
@@ -378,7 +364,7 @@ impl<P: Platform> Queues for OneQueue<'_, P> {
     }
 
     fn open_plain(&self, _: usize) -> Result<Option<OpenQueue<'_, P>>, Fault> {
-        if self.smmu.is_plain() { self.smmu.open(self.p).map(Some) } else { Ok(None) }
+        self.smmu.open_plain(self.p)
     }
 
     fn wait(&self, _: usize, ticket: Ticket) -> Result<(), Fault> {

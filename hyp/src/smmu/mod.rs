@@ -352,15 +352,8 @@ impl<P: Platform> Queues for CommandQueues<'_, P> {
 
     #[inline]
     fn traits(&self, smmu: usize) -> Traits {
-        match self.set.smmus.get(smmu) {
-            Some(smmu) => smmu.traits(),
-            // It cannot be opened.
-            None => Traits {
-                range_invalidation: false,
-                repeat_invalidations: false,
-                sync_before_last_slot: false,
-            },
-        }
+        // One that is not there cannot be opened.
+        self.set.smmus.get(smmu).map_or(Traits::PLAIN, Smmu::traits)
     }
 
     #[inline]
@@ -370,8 +363,7 @@ impl<P: Platform> Queues for CommandQueues<'_, P> {
 
     #[inline]
     fn open_plain(&self, smmu: usize) -> Result<Option<OpenQueue<'_, P>>, Fault> {
-        let smmu = self.set.smmus.get(smmu).ok_or(Fault)?;
-        if smmu.is_plain() { smmu.open(self.p).map(Some) } else { Ok(None) }
+        self.set.smmus.get(smmu).ok_or(Fault)?.open_plain(self.p)
     }
 
     #[inline]

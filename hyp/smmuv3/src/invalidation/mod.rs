@@ -19,7 +19,7 @@
 //! 4. A tag of the old domain whose only user is the stream is flushed ([`Entry::flush`], [`run`]). It is in the array still, so
 //!    that nothing has changed when the SMMU fails.
 //! 5. [`Array::unref`] the stream's entries from the old domain's array. With ATCs among them, [`Readers::await_readers`].
-//! 6. Free the tags that have no users left, and [`Array::purge`] when it is worth it.
+//! 6. Free the tags that have no users left, and [`Retired::tidy`].
 //!
 //! So a tag that stands in no array has no entry in any IOTLB.
 

@@ -129,6 +129,38 @@ impl Retired {
         self.last = Some(old);
     }
 
+    /// After [`Array::unref`]: leaves no array in the cell that has no entries, and replaces one that is mostly trash by one
+    /// without, if there is memory for it. There need not be: what is trash costs readers little, and the next merge leaves it out.
+    #[inline]
+    pub fn tidy<M: Memory>(
+        &mut self,
+        memory: &M,
+        readers: &Readers,
+        cell: Cell,
+        pages: &mut impl ArrayPages,
+    ) {
+        let Some(array) = cell.load(memory) else { return };
+        if array.len(memory) == 0 {
+            self.replace(memory, readers, cell, None);
+        } else if array.trash(memory) > array.len(memory) / 2 {
+            self.purge(memory, readers, cell, array, pages);
+        }
+    }
+
+    #[cold]
+    fn purge<M: Memory>(
+        &mut self,
+        memory: &M,
+        readers: &Readers,
+        cell: Cell,
+        array: Array,
+        pages: &mut impl ArrayPages,
+    ) {
+        if let Ok(Some(purged)) = array.purge(memory, pages) {
+            self.replace(memory, readers, cell, Some(purged));
+        }
+    }
+
     /// Gives the arrays back that nobody can be reading.
     pub fn collect<M: Memory>(&mut self, memory: &M, readers: &Readers, pages: &mut impl ArrayPages) {
         if self.first.is_none() {
