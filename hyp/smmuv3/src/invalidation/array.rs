@@ -80,11 +80,11 @@ impl Entries {
         let bytes = self.end.0.wrapping_sub(from.0);
         let mut left = (1 << 63) >> bytes.leading_zeros();
         let mut base = choose(from.0, self.end.0.wrapping_sub(left));
-        while left > 256 * ENTRY_BYTES {
-            left /= 2;
-            base = choose(base, base.wrapping_add(left));
-        }
-        if left == 256 * ENTRY_BYTES {
+        if left >= 256 * ENTRY_BYTES {
+            while left != 256 * ENTRY_BYTES {
+                left /= 2;
+                base = choose(base, base.wrapping_add(left));
+            }
             // In an array where it counts most steps are these: unrolled, half the instructions.
             for entries in [128, 64, 32, 16, 8, 4, 2, 1] {
                 base = choose(base, base.wrapping_add(entries * ENTRY_BYTES));
@@ -204,28 +204,51 @@ impl Array {
         mut last: impl FnMut(Entry),
     ) -> Result<(), NotThere> {
         let entries = self.entries(memory);
-        let mut places = [PhysAddr(0); StreamEntries::MAX];
+        // A reader sees no difference in entries that have other users: they are done at once. The others wait until all are found.
+        let mut gone = [PhysAddr(0); StreamEntries::MAX];
+        let mut trash = 0usize;
         let mut from = entries.first;
-        for (entry, place) in removed.iter().zip(&mut places) {
+        for entry in removed.iter() {
             // A stream's entries often stand one after the other: look there before searching.
             let is_next = from != entries.end && memory.read_u64(from) == entry.key.0;
-            let live = is_next && Detail(memory.read_u64(from.offset(8))).users() != 0;
-            *place = if live { from } else { entries.find_live(memory, from, entry.key).ok_or(NotThere)?.0 };
-            from = place.offset(ENTRY_BYTES);
-        }
-        let mut trash = 0u64;
-        for (entry, place) in removed.iter().zip(&places) {
-            let detail = Detail(memory.read_u64(place.offset(8))).one_user_less();
-            if detail.users() == 0 {
-                last(Entry { key: entry.key, detail });
+            let next = is_next.then(|| (from, Detail(memory.read_u64(from.offset(8)))));
+            let next = next.filter(|(_, detail)| detail.users() != 0);
+            let Some((place, detail)) = next.or_else(|| entries.find_live(memory, from, entry.key)) else {
+                self.undo_unref(memory, removed, entry.key, gone.get(..trash).unwrap_or_default());
+                return Err(NotThere);
+            };
+            let detail = detail.one_user_less();
+            if detail.users() != 0 {
+                memory.write_u64(place.offset(8), detail.0);
+            } else if let Some(slot) = gone.get_mut(trash) {
+                *slot = place;
                 trash = trash.wrapping_add(1);
             }
+            from = place.offset(ENTRY_BYTES);
+        }
+        for place in gone.iter().take(trash) {
+            let [key, detail] = memory.read_pair(*place);
+            let detail = Detail(detail).one_user_less();
+            last(Entry { key: Key(key), detail });
             memory.write_u64(place.offset(8), detail.0);
         }
         if trash != 0 {
-            self.shrink(memory, trash);
+            self.shrink(memory, trash as u64);
         }
         Ok(())
+    }
+
+    /// Gives back what [`Array::unref`] took from the entries of `removed` below the key `end`, but those at the places `gone`.
+    #[cold]
+    fn undo_unref<M: Memory>(self, memory: &M, removed: &StreamEntries, end: Key, gone: &[PhysAddr]) {
+        let entries = self.entries(memory);
+        for entry in removed.iter().take_while(|entry| entry.key < end) {
+            if let Some((place, detail)) = entries.find_live(memory, entries.first, entry.key)
+                && !gone.contains(&place)
+            {
+                memory.write_u64(place.offset(8), detail.with_users(detail.users().wrapping_add(1)).0);
+            }
+        }
     }
 
     /// Counts `more` entries that became trash, and cuts what is trash at the end off.

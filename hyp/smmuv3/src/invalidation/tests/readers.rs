@@ -66,3 +66,19 @@ fn an_edit_that_is_refused_leaves_readers_alone() {
     );
     assert!(memory.snapshot() == before);
 }
+
+#[test]
+fn an_array_that_is_mostly_trash_is_replaced_and_one_without_entries_too() {
+    let memory = TestMemory::default();
+    let entries: Vec<Entry> = (1..=4).map(|id| entry(0, vmid(id))).collect();
+    let mut rig = Rig::with(&memory, &entries, &[]);
+    // The last one lives, so what becomes trash stays in between.
+    for (gone, expected) in [(1, (4, 1)), (2, (4, 2)), (3, (1, 0))] {
+        rig.array().unref(&memory, &of(&[entry(0, vmid(gone))]), |_| {}).unwrap();
+        rig.retired.tidy(&memory, &rig.readers, CELL, &mut rig.pages);
+        assert_eq!((rig.array().len(&memory), rig.array().trash(&memory)), expected, "without {gone}");
+    }
+    rig.array().unref(&memory, &of(&entries[3..]), |_| {}).unwrap();
+    rig.retired.tidy(&memory, &rig.readers, CELL, &mut rig.pages);
+    assert_eq!(CELL.load(&memory), None);
+}
