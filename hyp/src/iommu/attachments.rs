@@ -8,7 +8,7 @@
 
 use abi::{DomainHandle, Principal, Reason};
 use smmuv3::invalidation::{
-    self, ALL_SUBSTREAMS, Array, ArrayPages, Cell, DomainIndex, Entry, MAX_SMMUS, StreamEntries, Tag, Target,
+    self, Array, ArrayPages, Cell, DomainIndex, Entry, MAX_SMMUS, StreamEntries, Tag, Target,
 };
 use smmuv3::pgtable::{Granule, PageTable};
 use smmuv3::ste::{Ats, Stage1Config, StreamTableEntry};
@@ -64,10 +64,7 @@ enum Stages {
     /// Stage 2 with the VMID of a vSMMU.
     Bypass,
     /// Both.
-    Nested {
-        /// The device may have a SubstreamID in its requests.
-        substreams: bool,
-    },
+    Nested,
 }
 
 /// A stream behind an SMMU that exists.
@@ -322,17 +319,17 @@ impl Iommu {
     ) -> Result<(), Fault> {
         let device = stream.device;
         let had_ats = from.is_some_and(|from| from.ats != Ats::Off);
-        let gets_ats = to.filter(|to| to.ats != Ats::Off);
-        if let Some(to) = gets_ats.filter(|_| !had_ats) {
+        let gets_ats = to.is_some_and(|to| to.ats != Ats::Off);
+        if gets_ats && !had_ats {
             // Before the first request is let through: the ATC may be from before another owner's time.
-            empty_atc(p, stream, to)?;
+            empty_atc(p, stream)?;
         }
         match to {
             None => device.write_entry(p, stream.id, self.set.parked())?,
             Some(to) => device.write_entry(p, stream.id, &registry.entry_of(to).map_err(|_| Fault)?)?,
         }
-        if let Some(to) = gets_ats.filter(|_| had_ats) {
-            empty_atc(p, stream, to)?;
+        if gets_ats && had_ats {
+            empty_atc(p, stream)?;
         }
         match from {
             Some(from) => self.flush_last(p, stream, from),
@@ -419,14 +416,8 @@ impl Iommu {
 
 /// Empties the ATC of a stream.
 #[cold]
-fn empty_atc<P: Platform>(p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
-    let [without, with] = invalidation::forget_atc(stream.id);
-    match side.stages {
-        Stages::Nested { substreams: true } => stream.device.run(p, &[without, with]),
-        Stages::Nested { substreams: false } | Stages::Stage2 | Stages::Abort | Stages::Bypass => {
-            stream.device.run(p, &[without])
-        }
-    }
+fn empty_atc<P: Platform>(p: &P, stream: Stream<'_>) -> Result<(), Fault> {
+    stream.device.run(p, &[invalidation::forget_atc(stream.id)])
 }
 
 impl Side {
@@ -441,7 +432,7 @@ impl Side {
             Stages::Stage2 => Some(self.entry(stream, Target::S2Vmid { vmid })),
             // Nothing of it is cached but the STE.
             Stages::Abort => None,
-            Stages::Bypass | Stages::Nested { .. } => Some(self.entry(stream, Target::S2VmidVsmmu { vmid })),
+            Stages::Bypass | Stages::Nested => Some(self.entry(stream, Target::S2VmidVsmmu { vmid })),
         }
     }
 
@@ -462,15 +453,12 @@ impl Side {
         match self.stages {
             Stages::Stage2 => add(self.entry(stream, Target::Ats { stream: id, substream: 0 })),
             Stages::Abort | Stages::Bypass => {}
-            Stages::Nested { substreams } => {
+            Stages::Nested => {
                 add(self.entry(stream, Target::S2VmidS1Clear { vmid: self.vmid }));
                 add(self.entry(stream, Target::NestedCds { stream: id }));
                 // With split-stage ATS the device has IPAs, which every use translates anew.
                 if full {
-                    add(self.entry(stream, Target::AtsFull { stream: id, substream: 0 }));
-                }
-                if full && substreams {
-                    add(self.entry(stream, Target::AtsFull { stream: id, substream: ALL_SUBSTREAMS }));
+                    add(self.entry(stream, Target::AtsFull { stream: id }));
                 }
             }
         }
@@ -515,7 +503,7 @@ impl Registry {
                 let stages = match config {
                     Stage1Config::Abort => Stages::Abort,
                     Stage1Config::Bypass => Stages::Bypass,
-                    Stage1Config::Translate(stage1) => Stages::Nested { substreams: stage1.cd_max() != 0 },
+                    Stage1Config::Translate(_) => Stages::Nested,
                 };
                 (self.vsmmu(*vsmmu)?.parent, stages)
             }

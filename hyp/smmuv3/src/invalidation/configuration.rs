@@ -20,11 +20,8 @@ pub fn bring_up(has_el2: bool) -> impl Iterator<Item = Command> {
         .flatten()
 }
 
-/// Forgets all translations that the device behind a stream has: those for requests without a SubstreamID, and those for requests
-/// with one, which only a device that has SubstreamIDs is told.
-pub const fn forget_atc(stream: u32) -> [Command; 2] {
-    [
-        Command::atc_inv(stream, 0, ATC_INV_EVERYTHING),
-        Command::atc_inv_substream(stream, 0, true, 0, ATC_INV_EVERYTHING),
-    ]
+/// Forgets all translations that the device behind a stream has. The invalidation request has no PASID, so it is about those of
+/// requests with a SubstreamID as well (PCIe, ATS).
+pub const fn forget_atc(stream: u32) -> Command {
+    Command::atc_inv(stream, 0, ATC_INV_EVERYTHING)
 }

@@ -55,17 +55,12 @@ pub enum Target {
         substream: u32,
     },
     /// The ATC of a device behind a stage 1 that others own: a range of the domain's says nothing about the device's addresses, so all
-    /// of it goes.
+    /// of it goes, that of its SubstreamIDs too.
     AtsFull {
         /// The StreamID.
         stream: u32,
-        /// The SubstreamID; 0 for transactions without one, [`ALL_SUBSTREAMS`] for those with any.
-        substream: u32,
     },
 }
-
-/// Stands for all SubstreamIDs of a stream in [`Target::AtsFull`]: its owner has not said which ones are in use.
-pub const ALL_SUBSTREAMS: u32 = 0xf_ffff;
 
 /// The types, as they stand in bits 55:52 of a key.
 pub(super) mod kind {
@@ -81,7 +76,7 @@ pub(super) mod kind {
 }
 
 /// SubstreamIDs have 20 bits at most (IDR1.SSIDSIZE).
-const SUBSTREAM_MASK: u64 = ALL_SUBSTREAMS as u64;
+const SUBSTREAM_MASK: u64 = 0xf_ffff;
 
 /// What an entry is found by: SMMU in bits 63:56, type in 55:52, ASID, VMID or StreamID in 51:20, SubstreamID in 19:0 (0 for types that
 /// cannot carry one). Keys compare as numbers.
@@ -228,9 +223,7 @@ impl Entry {
             Target::Ats { stream, substream } => {
                 (kind::ATS, stream, substream, pack(opcode::ATC_INV, opcode::ATC_INV))
             }
-            Target::AtsFull { stream, substream } => {
-                (kind::ATS_FULL, stream, substream, pack(opcode::ATC_INV, opcode::ATC_INV))
-            }
+            Target::AtsFull { stream } => (kind::ATS_FULL, stream, 0, pack(opcode::ATC_INV, opcode::ATC_INV)),
         };
         Self { key: Key::of(smmu, kind, id, substream), detail: Detail(detail) }
     }
@@ -284,12 +277,7 @@ pub(super) const fn flush(key: Key, detail: Detail) -> Command {
 /// CMD_ATC_INV (4.5.1) of a range: Size in bits 5:0, and an address that is aligned to `4096 << size`.
 #[inline]
 pub(super) const fn atc_inv(key: Key, range: u64) -> Command {
-    let substream = key.substream();
-    if substream == ALL_SUBSTREAMS {
-        let Command([word0, _]) = Command::atc_inv_substream(key.id(), 0, true, 0, 0);
-        return Command([word0, range]);
-    }
-    let valid = if substream != 0 { field::SSV } else { 0 };
+    let valid = if key.substream() != 0 { field::SSV } else { 0 };
     Command([opcode::ATC_INV as u64 | valid | key.vmid_or_stream(), range])
 }
 
@@ -302,7 +290,7 @@ pub struct StreamEntries {
 
 impl StreamEntries {
     /// The most entries of one stream.
-    pub const MAX: usize = 5;
+    pub const MAX: usize = 4;
 
     /// No entries.
     pub const fn new() -> Self {

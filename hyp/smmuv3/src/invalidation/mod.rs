@@ -34,7 +34,7 @@ mod walk;
 
 pub use array::{Array, ArrayPages, Cell, ENTRY_BYTES, NotThere, OutOfMemory};
 pub use configuration::{bring_up, forget_atc, forget_cd, forget_ste};
-pub use entry::{ALL_SUBSTREAMS, BadEntries, Entry, StreamEntries, Tag, Target, World};
+pub use entry::{BadEntries, Entry, StreamEntries, Tag, Target, World};
 pub use queues::{BATCH_COMMANDS, Batch, Queues, Traits, run};
 pub use readers::{DomainIndex, Readers, Retired};
 pub use walk::{Domain, InvalidationFailed, invalidate};

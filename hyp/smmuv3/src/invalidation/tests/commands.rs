@@ -99,7 +99,7 @@ fn more_smmus_than_a_machine_has_are_waited_for_all_the_same() {
 
 #[test]
 fn one_smmu_forgets_stage_2_then_what_was_made_of_it_then_atcs() {
-    let all = [asid(4), vmid(1), s1_clear(2), cds(16), ats(16, 0), ats_full(17, 0)];
+    let all = [asid(4), vmid(1), s1_clear(2), cds(16), ats(16, 0), ats_full(17)];
     assert_eq!(
         opcodes(RANGES, &all, &page()),
         [TLBI_NH_VA, TLBI_S2_IPA, SYNC, TLBI_NH_ALL, CFGI_CD_ALL, SYNC, ATC_INV, ATC_INV, SYNC]
@@ -151,7 +151,7 @@ fn broadcast_is_relied_on_for_sized_invalidations_only() {
 #[test]
 fn an_atc_is_told_of_the_substream_and_the_smallest_range() {
     let memory = TestMemory::default();
-    let live = [entry(0, ats(0x1234, 0)), entry(0, ats(0x1234, 0xabcde)), entry(0, ats_full(0x1235, 7))];
+    let live = [entry(0, ats(0x1234, 0)), entry(0, ats(0x1234, 0xabcde)), entry(0, ats_full(0x1235))];
     let rig = Rig::with(&memory, &live, &[]);
     let recorder = Recorder::new([]);
     let commands = |gather: &Gather| {
@@ -165,7 +165,7 @@ fn an_atc_is_told_of_the_substream_and_the_smallest_range() {
         [
             Command([0x1234_0000_0040, 0x4020_0004]),
             Command([0x1234_abcd_e840, 0x4020_0004]),
-            Command([0x1235_0000_7840, 52]),
+            Command([0x1235_0000_0040, 52]),
             sync
         ]
     );
@@ -254,5 +254,5 @@ fn every_kind_has_its_unsized_command() {
     assert_eq!(flush(s1_clear(7)), [7 << 32 | 0x10, 0]);
     assert_eq!(flush(cds(0x8000_0001)), [0x8000_0001 << 32 | 0x06, 0]);
     assert_eq!(flush(ats(5, 1)), [5 << 32 | 1 << 12 | 1 << 11 | 0x40, 52]);
-    assert_eq!(flush(ats_full(5, 0)), [5 << 32 | 0x40, 52]);
+    assert_eq!(flush(ats_full(5)), [5 << 32 | 0x40, 52]);
 }

@@ -210,7 +210,7 @@ fn wanted(live: &[Target], change: &Change, ranges: bool) -> Forgotten {
             Target::Ats { stream, substream: s } => {
                 forget(Thing::Atc(stream.into(), substream(s)), change.atc())
             }
-            Target::AtsFull { stream, substream: s } => forget(Thing::Atc(stream.into(), substream(s)), ALL),
+            Target::AtsFull { stream } => forget(Thing::Atc(stream.into(), substream(0)), ALL),
         }
     }
     joined(wanted)
