@@ -195,7 +195,7 @@ impl<P: Platform> Hypervisor<P> {
             let _ = trusted.push(TrustedStreams { smmu: smmu as u8, first: node.first, last });
             log::warn!("SMMU {smmu}: StreamIDs {:#x} to {last:#x} are trusted with full ATS", node.first);
         }
-        iommu.start(p, &format, trusted, &mut PoolPages { p, pool, missing: 0 })?;
+        iommu.start(p, io.geometry(), trusted, &mut PoolPages { p, pool, missing: 0 })?;
         log::info!(
             "{} SMMUs share the I/O page table at {}: granule {} KiB, {} bits in, {} bits out, {}",
             boot.machine.smmus.len(),

@@ -82,6 +82,29 @@ pub fn write_entry<E: Entry, S: EntrySink>(sink: &mut S, current: &E, target: &E
     store_words(sink, target, unfinished & !critical)
 }
 
+/// Changes the entry that is `current` in memory to `target` word by word in this order, with a sync after each word that differs: where
+/// the caller knows that all that the SMMU can see on the way is harmless. All words that differ are in `order`.
+///
+/// # Errors
+/// That of [`EntrySink::sync`]. The entry in memory is then one of those on the way.
+#[inline]
+pub fn write_in_order<E: Entry, S: EntrySink>(
+    sink: &mut S,
+    current: &E,
+    target: &E,
+    order: [usize; 2],
+) -> Result<(), S::Fault> {
+    for index in order {
+        if let Some(wanted) = target.words().get(index)
+            && current.words().get(index) != Some(wanted)
+        {
+            sink.store(index, *wanted);
+            sink.sync()?;
+        }
+    }
+    Ok(())
+}
+
 /// Stores `target` over whatever is in memory, through V = 0 and without a sync: for an entry whose change failed, so that nobody knows
 /// what the SMMU has of it.
 pub fn store_entry<E: Entry, S: EntrySink>(sink: &mut S, target: &E) {

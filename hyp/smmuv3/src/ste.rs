@@ -186,6 +186,11 @@ impl StreamTableEntry {
         Self([word0, word1, vmid as u64, word3, word4, word5, word6, word7])
     }
 
+    /// S2TTB.
+    pub const fn root(&self) -> PhysAddr {
+        PhysAddr(self.0[3] & S2TTB)
+    }
+
     /// What EATS grants.
     pub const fn ats(&self) -> Ats {
         match self.0[1] & EATS {

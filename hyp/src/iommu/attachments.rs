@@ -324,9 +324,13 @@ impl Iommu {
             // Before the first request is let through: the ATC may be from before another owner's time.
             empty_atc(p, stream)?;
         }
+        let parked = self.set.parked();
         match to {
-            None => device.write_entry(p, stream.id, self.set.parked())?,
-            Some(to) => device.write_entry(p, stream.id, &registry.entry_of(to).map_err(|_| Fault)?)?,
+            None => device.write_entry(p, stream.id, parked, parked)?,
+            Some(to) => {
+                let entry = registry.entry_of(to).map_err(|_| Fault)?;
+                device.write_entry(p, stream.id, &entry, parked)?;
+            }
         }
         if gets_ats && had_ats {
             empty_atc(p, stream)?;

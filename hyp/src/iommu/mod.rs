@@ -22,7 +22,7 @@ use smmuv3::address::PhysAddr;
 use smmuv3::features::{CommonFormat, Part};
 use smmuv3::gather::Gather;
 use smmuv3::invalidation::{self, ArrayPages, Cell, Domain, DomainIndex, MAX_SMMUS, Readers};
-use smmuv3::pgtable::PageTable;
+use smmuv3::pgtable::{Geometry, PageTable};
 use smmuv3::tags::{self, IdSpace, TagKind};
 use smmuv3::walkable::{self, Unwalkable};
 use spin::{Mutex, MutexGuard};
@@ -130,14 +130,15 @@ impl Iommu {
         self.set.probe(p, smmus)
     }
 
-    /// Turns the SMMUs on with every stream parked. Full ATS is for `trusted` streams alone.
+    /// Turns the SMMUs on with every stream parked. `geometry` is that of all domains' page tables. Full ATS is for `trusted` streams
+    /// alone.
     ///
     /// # Errors
     /// See [`Set::start`]: the machine cannot be started.
     pub fn start<P: Platform>(
         &mut self,
         p: &P,
-        format: &CommonFormat,
+        geometry: &Geometry,
         trusted: List<TrustedStreams, MAX_TRUSTED>,
         pages: &mut impl Pages,
     ) -> Result<(), StartError> {
@@ -158,7 +159,7 @@ impl Iommu {
             *space = IdSpace::new(p, bitmaps.offset(offset), features.vmid_bits.min(VMID_BITS));
             space.reserve(p, PARKED_VMID);
         }
-        self.set.start(p, format, pages)
+        self.set.start(p, geometry, pages)
     }
 
     /// The SMMUs.

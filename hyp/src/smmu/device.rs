@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
-use smmuv3::entry_writer::{EntrySink, store_entry, write_entry};
+use smmuv3::entry_writer::{EntrySink, store_entry, write_entry, write_in_order};
 use smmuv3::features::{Features, IdRegisters, Part};
 use smmuv3::invalidation::{self, Queues, Traits};
 use smmuv3::registers::{
@@ -19,7 +19,7 @@ use spin::Mutex;
 use super::command_queue::{self, CommandQueue, Condition, Fault, OpenQueue, Ticket};
 use super::event_queue::{self, EventQueue};
 use super::registers::{Registers, TIMEOUT_NS};
-use super::stream_table::{Place, Shape, StreamTable, read_entry, read_vmid};
+use super::stream_table::{Place, Shape, StreamTable, parking_order, read_entry, read_vmid};
 use super::vmids::VmidTable;
 use super::{Cause, PARKED_VMID, Pages};
 use crate::platform::Platform;
@@ -295,7 +295,7 @@ impl Smmu {
         self.stream_table.separate(p, stream, table, parked);
     }
 
-    /// Makes `target` the STE of a stream whose STE is its own, in the order of [`write_entry`]. Returns when
+    /// Makes `target` the STE of a stream whose STE is its own, in the order of [`parking_order`] or else of [`write_entry`]. Returns when
     /// the SMMU has forgotten the old one and no transaction that used it is under way.
     ///
     /// On an error the SMMU may go on with the old STE, and memory has anything between the two.
@@ -304,10 +304,15 @@ impl Smmu {
         p: &P,
         stream: u32,
         target: &StreamTableEntry,
+        parked: &StreamTableEntry,
     ) -> Result<(), Fault> {
         let Some(Place::Own(at)) = self.stream_table.place(p, stream) else { return Err(Fault) };
         let current = read_entry(p, at);
-        write_entry(&mut LiveEntry { p, smmu: self, stream, at }, &current, target)
+        let mut live = LiveEntry { p, smmu: self, stream, at };
+        match parking_order(&current, target, parked.root()) {
+            Some(order) => write_in_order(&mut live, &current, target, order),
+            None => write_entry(&mut live, &current, target),
+        }
     }
 
     /// Stores `target` as the STE of a stream of an SMMU that does not answer any more, so that memory says

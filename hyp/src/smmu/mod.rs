@@ -81,8 +81,6 @@ pub enum Cause {
     TooMany,
     /// The SMMUs have no granule in common.
     NoCommonGranule,
-    /// No page table has the granule and output size that the SMMUs have in common.
-    NoGeometry,
 }
 
 impl From<NoAcknowledge> for Cause {
@@ -105,7 +103,6 @@ impl fmt::Display for Cause {
             Self::NoMemory => f.write_str("there is no memory for its stream table and queues"),
             Self::TooMany => write!(f, "there are more than {MAX_SMMUS} of them"),
             Self::NoCommonGranule => f.write_str("they have no translation granule in common"),
-            Self::NoGeometry => f.write_str("no page table fits what they have in common"),
         }
     }
 }
@@ -211,7 +208,7 @@ impl Set {
         CommonFormat::of(self.features()).ok_or(StartError { base: None, cause: Cause::NoCommonGranule })
     }
 
-    /// Brings every SMMU up with every stream parked: from here on they translate.
+    /// Brings every SMMU up with every stream parked: from here on they translate. `geometry` is that of all domains' page tables.
     ///
     /// # Errors
     /// An SMMU cannot be brought up, which leaves it and those after it aborting every transaction. Memory
@@ -219,19 +216,16 @@ impl Set {
     pub fn start<P: Platform>(
         &mut self,
         p: &P,
-        format: &CommonFormat,
+        geometry: &Geometry,
         pages: &mut impl Pages,
     ) -> Result<(), StartError> {
         let error = |base, cause| StartError { base, cause };
-        // The smallest input size: addresses beyond it fault as those below do.
-        let geometry =
-            Geometry::stage2(format.granule, 32, format.oas_bits).ok_or(error(None, Cause::NoGeometry))?;
         let no_memory = error(None, Cause::NoMemory);
         let root = pages.take_run(order_of(geometry.root_bytes())).ok_or(no_memory)?;
         for offset in (0..geometry.root_bytes()).step_by(8) {
             p.write_u64(root.offset(offset), 0);
         }
-        self.parked = StreamTableEntry::stage2(&geometry, root, PARKED_VMID, Ats::Off);
+        self.parked = StreamTableEntry::stage2(geometry, root, PARKED_VMID, Ats::Off);
         let smmus = self.smmus.get_mut(..self.count).unwrap_or_default();
         let mut parked_level2 = PhysAddr(0);
         if let Some(split) = smmus.iter().filter_map(|smmu| smmu.shape().split).max() {

@@ -176,6 +176,34 @@ pub(super) fn read_entry<P: Platform>(p: &P, at: PhysAddr) -> StreamTableEntry {
     StreamTableEntry(core::array::from_fn::<_, STE_WORDS, _>(|word| p.read_u64(at.offset(word as u64 * 8))))
 }
 
+/// The words of an STE, in the order in which a stream goes from being parked to stage 2 alone, or back: S2VMID first and S2TTB last, or the
+/// other way round. `None` for all other changes. `empty` is the table of parked streams.
+///
+/// So that table, which maps nothing, stands there with the VMID of the domain for a moment. It leaves nothing in the IOTLB, and what
+/// the domain left there the stream may use before or after. [`write_entry`] knows two words that matter and would
+/// lead through V = 0, in three steps.
+///
+/// [`write_entry`]: smmuv3::entry_writer::write_entry
+#[inline]
+pub(super) fn parking_order(
+    current: &StreamTableEntry,
+    target: &StreamTableEntry,
+    empty: PhysAddr,
+) -> Option<[usize; 2]> {
+    let [now0, now1, ..] = current.0;
+    let [then0, then1, ..] = target.0;
+    if now0 != then0 || now1 != then1 {
+        return None;
+    }
+    if current.root() == empty {
+        Some([2, 3])
+    } else if target.root() == empty {
+        Some([3, 2])
+    } else {
+        None
+    }
+}
+
 /// Reads S2VMID of the STE at `at`.
 pub(super) fn read_vmid<P: Platform>(p: &P, at: PhysAddr) -> u16 {
     StreamTableEntry([0, 0, p.read_u64(at.offset(16)), 0, 0, 0, 0, 0]).vmid()

@@ -10,9 +10,14 @@ use std::vec::Vec;
 
 use smmuv3::command::{Command, opcode};
 use smmuv3::invalidation::{Batch, Queues};
+use smmuv3::pgtable::Granule;
 
 use super::fake::{Action, Fake, FakePages, offset};
 use super::*;
+
+fn geometry() -> Geometry {
+    Geometry::stage2(Granule::Size4K, 40, 44).unwrap()
+}
 
 /// Fakes that are up, with their set.
 fn started_with(smmus: usize, prepare: impl Fn(&Fake)) -> (Fake, Box<Set>) {
@@ -20,8 +25,8 @@ fn started_with(smmus: usize, prepare: impl Fn(&Fake)) -> (Fake, Box<Set>) {
     prepare(&fake);
     let mut set = Box::new(Set::new());
     abort_all(&fake, fake.bases().into_iter()).unwrap();
-    let format = set.probe(&fake, fake.smmus()).unwrap();
-    set.start(&fake, &format, &mut FakePages::new()).unwrap();
+    set.probe(&fake, fake.smmus()).unwrap();
+    set.start(&fake, &geometry(), &mut FakePages::new()).unwrap();
     fake.take_actions();
     (fake, set)
 }
@@ -92,10 +97,10 @@ fn an_smmu_that_cannot_be_owned_is_named() {
     let fake = Fake::new(1);
     fake.with(0, |smmu| smmu.behaviour.deaf = true);
     let mut set = Box::new(Set::new());
-    let format = set.probe(&fake, fake.smmus()).unwrap();
-    let error = set.start(&fake, &format, &mut FakePages::new()).unwrap_err();
+    set.probe(&fake, fake.smmus()).unwrap();
+    let error = set.start(&fake, &geometry(), &mut FakePages::new()).unwrap_err();
     assert_eq!(error.cause, Cause::NoAcknowledge(NoAcknowledge { offset: offset::CR0ACK }));
-    let error = Set::new().start(&fake, &format, &mut FakePages { next: 0, left: 0 }).unwrap_err();
+    let error = Set::new().start(&fake, &geometry(), &mut FakePages { next: 0, left: 0 }).unwrap_err();
     assert_eq!(error.cause, Cause::NoMemory);
 }
 
