@@ -129,6 +129,8 @@ pub struct Hypervisor<P: Platform> {
     /// Streams of guests. Held by whoever attaches or detaches a stream or makes or ends a guest.
     pub(crate) streams: Mutex<List<GuestStream, MAX_GUEST_STREAMS>>,
     io_blocks: bool,
+    /// Bits of an address of a stage-2 domain.
+    io_address_bits: u8,
     range_invalidation: bool,
     ending: AtomicBool,
     injected_aborts: AtomicU64,
@@ -149,6 +151,7 @@ impl<P: Platform> Hypervisor<P> {
             memory: Mutex::new(Ownership::new()),
             streams: Mutex::new(List::new()),
             io_blocks: false,
+            io_address_bits: 0,
             range_invalidation: false,
             ending: AtomicBool::new(false),
             injected_aborts: AtomicU64::new(0),
@@ -209,6 +212,7 @@ impl<P: Platform> Hypervisor<P> {
         let _ = iommu.create_domain(DomainHandle::Host, io);
         self.range_invalidation = iommu.set().features().all(|features| features.range_invalidation);
         self.io_blocks = format.blocks != Blocks::Never;
+        self.io_address_bits = io.geometry().ia_bits();
         self.root_bridges = RootBridges::find(p, boot.machine);
         if self.root_bridges.are_too_many() {
             log::warn!("the root buses have too many PCI bridges: no guest can have a stream");
@@ -333,7 +337,7 @@ impl<P: Platform> Hypervisor<P> {
 
     /// Bits of [`abi::features`].
     pub(crate) const fn features(&self) -> u64 {
-        let mut bits = 0;
+        let mut bits = (self.io_address_bits as u64) << abi::features::ADDRESS_BITS_SHIFT;
         if self.range_invalidation {
             bits |= abi::features::RANGE_INVALIDATION;
         }

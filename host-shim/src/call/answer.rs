@@ -15,6 +15,13 @@ pub struct Features {
     pub guests: u64,
 }
 
+impl Features {
+    /// The first address beyond those of a stage-2 domain.
+    pub const fn domain_end(&self) -> u64 {
+        1 << (self.bits >> abi::features::ADDRESS_BITS_SHIFT & 0x3f)
+    }
+}
+
 /// What POOL_STATE answers, in pages of 4 KiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolState {

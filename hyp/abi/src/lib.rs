@@ -43,6 +43,8 @@ pub mod features {
     pub const RANGE_INVALIDATION: u64 = 1 << 0;
     /// The I/O page tables use block descriptors, split and joined in place (IDR3.BBML on every SMMU).
     pub const IO_BLOCKS: u64 = 1 << 1;
+    /// Bits 15:8: how many bits an address of a stage-2 domain has. None of a domain is at or above two to that power.
+    pub const ADDRESS_BITS_SHIFT: u32 = 8;
 }
 
 /// Bits of the flags of [`Function::StreamAttach`].

@@ -31,7 +31,7 @@ documented! {
     Status: i64 {
         Success = 0, "Done; for a range, `X1` says how many bytes of it (a caller goes on with the rest).";
         NotSupported = -1, "No such function (the value that DEN 0028 gives to an unknown function).";
-        Unaligned = -2, "An address or a size is not a multiple of the ownership unit, is zero where that has no meaning, or wraps.";
+        Unaligned = -2, "An address or a size is not a multiple of the ownership unit, is zero where that has no meaning, or wraps; or an address of a domain has more bits than `FEATURES` says.";
         NotRam = -3, "The range is not RAM that a host may own, or is outside the machine's address space.";
         WrongState = -4, "A page of the range is not in the state that the call starts from: it has another owner, is shared, is not shared, or is already where it should go.";
         NoMemory = -5, "Not enough free pages in EL2's pool: `X1` is how many more are needed.";

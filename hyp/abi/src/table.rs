@@ -74,7 +74,7 @@ pub const TABLE: &[Call] = &[
         results: &[
             register(
                 "features",
-                "bits of `abi::features`: 0 range invalidation, 1 blocks in the I/O page tables",
+                "bits of `abi::features`: 0 range invalidation, 1 blocks in the I/O page tables, 15:8 how many bits an address of a stage-2 domain has",
             ),
             register("unit", "ownership unit in bytes: the largest granule in use by a CPU or an SMMU"),
             register("step", "the most bytes that one call changes"),

@@ -85,6 +85,10 @@ pub(super) fn domains<H: Host>(host: &H) -> Outcome {
         bad.call(DomainTag, [d, smmu, 0, 0], Status::UnknownSmmu)?;
     }
 
+    // The last unit of the domain can be mapped, the next cannot.
+    let end = good("FEATURES", host.features())?.domain_end();
+    good("DOMAIN_MAP", host.domain_map(domain, end - unit, owned, unit))?;
+    good("DOMAIN_UNMAP", host.domain_unmap(domain, end - unit, unit))?;
     for (ipa, start, size) in [
         (IPA + 1, second, unit),
         (IPA + unit / 2, second, unit),
@@ -95,6 +99,8 @@ pub(super) fn domains<H: Host>(host: &H) -> Outcome {
         (0_u64.wrapping_sub(unit), second, unit),
         (1 << 63, second, unit),
         (1 << 52, second, unit),
+        (end, second, unit),
+        (end - unit, second, 2 * unit),
     ] {
         bad.call(DomainMap, [d, ipa, start, size], Status::Unaligned)?;
         if start == second && size != 0 {
