@@ -29,6 +29,12 @@ pub trait Platform: Memory + Sync {
     /// Reads 64 bits of RAM that the host owns, at a multiple of 8. The host may write them at any time: what was read is used, never read again.
     fn read_host_u64(&self, address: PhysAddr) -> u64;
 
+    /// Writes 64 bits of RAM that the host owns, at a multiple of 8, seen by the host after every store before it.
+    fn write_host_u64(&self, address: PhysAddr, value: u64);
+
+    /// Writes 32 bits of RAM that the host owns, at a multiple of 4, as [`Platform::write_host_u64`] does.
+    fn write_host_u32(&self, address: PhysAddr, value: u32);
+
     /// Reads a 32-bit device register.
     fn read_register_u32(&self, address: PhysAddr) -> u32;
 

@@ -7,7 +7,7 @@ use crate::model::{BARS, ECAM, FW_CFG, GICD, GICR, ITS, Machine, RAM_BASE, SMMU_
 use crate::platform::ModelPlatform;
 use crate::record::Record;
 use abi::{Function, Status};
-use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuNode, TrustedStreamsNode};
+use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuInterrupts, SmmuNode, TrustedStreamsNode};
 use hyp::hypervisor::{Boot, BootError, Hypervisor};
 use hyp::list::List;
 use smmuv3::address::{PhysAddr, PhysRange};
@@ -168,6 +168,7 @@ fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
             registers: range(crate::model::SMMU_BASE + SMMU_BYTES * n as u64, SMMU_BYTES),
             phandle: phandle(n),
             part: None,
+            interrupts: SmmuInterrupts::default(),
         })),
         fw_cfg: list([range(FW_CFG.start, FW_CFG.size())]),
         virtio_mmio: List::new(),

@@ -61,6 +61,16 @@ impl Platform for ModelPlatform {
         self.machine().read_u64(address.0)
     }
 
+    fn write_host_u64(&self, address: PhysAddr, value: u64) {
+        self.write_u64(address, value);
+    }
+
+    fn write_host_u32(&self, address: PhysAddr, value: u32) {
+        let (word, shift) = (PhysAddr(address.0 & !7), (address.0 & 4) * 8);
+        let kept = self.read_u64(word) & !(0xffff_ffff << shift);
+        self.write_u64(word, kept | u64::from(value) << shift);
+    }
+
     fn wipe(&self, range: PhysRange) {
         self.machine().wipe(span(range));
     }

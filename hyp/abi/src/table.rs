@@ -402,8 +402,14 @@ pub const TABLE: &[Call] = &[
         doc: "What a domain is, and what uses it.",
         arguments: &[DOMAIN],
         results: &[
-            register("kind", "0 stage 2, 1 nested"),
-            register("parent", "of a nested domain the handle of its vSMMU, else 0"),
+            register(
+                "kind",
+                "0 stage 2, 1 nested, 2 what the host's driver says in the stream table of an emulated SMMU",
+            ),
+            register(
+                "parent",
+                "of a nested domain the handle of its vSMMU, of an emulated SMMU's its index, else 0",
+            ),
             register("streams", "streams that are attached"),
             register("users", "vSMMUs on top of it"),
         ],

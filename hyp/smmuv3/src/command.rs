@@ -37,6 +37,11 @@ impl Command {
         self.0[0] as u8
     }
 
+    /// StreamID, of a command that has one.
+    pub const fn stream(self) -> u32 {
+        field::read(self.0[0], field::STREAM) as u32
+    }
+
     /// CMD_CFGI_STE (4.3.1): forget the STE of `stream`, and where `leaf` is false the level-1 descriptor above it.
     pub const fn cfgi_ste(stream: u32, leaf: bool) -> Self {
         Self([of_stream(opcode::CFGI_STE, stream), leaf as u64])

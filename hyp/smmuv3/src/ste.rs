@@ -28,6 +28,9 @@ const CONFIG_STAGE_1: u64 = 0b101 << 1;
 const CONFIG_STAGE_2: u64 = 0b110 << 1;
 /// Config for both stages.
 const CONFIG_NESTED: u64 = 0b111 << 1;
+/// V and Config of an entry with stage 2 alone, and with both stages.
+const STAGE_2: u64 = V | CONFIG_STAGE_2;
+const NESTED: u64 = V | CONFIG_NESTED;
 /// Word 0: S1Fmt, bits 5:4.
 const S1FMT: u64 = 0b11 << 4;
 /// Word 0: S1ContextPtr, bits 55:6.
@@ -186,6 +189,16 @@ impl StreamTableEntry {
         Self([word0, word1, vmid as u64, word3, word4, word5, word6, word7])
     }
 
+    /// What the owner of the stream has by this entry, which [`Self::stage2`] or [`Self::nested`] made.
+    pub const fn stage1_config(&self) -> Stage1Config {
+        let [word0, word1, ..] = self.0;
+        match word0 & (V | CONFIG) {
+            NESTED => Stage1Config::Translate(Stage1::of(word0, word1)),
+            STAGE_2 => Stage1Config::Bypass,
+            _ => Stage1Config::Abort,
+        }
+    }
+
     /// S2TTB.
     pub const fn root(&self) -> PhysAddr {
         PhysAddr(self.0[3] & S2TTB)
@@ -333,6 +346,10 @@ mod tests {
         assert_eq!(off.0[0], 10 << 59 | 0x80_1234_5640 | 0b10 << 4 | 0b1111);
         assert_eq!(off.0[1], 0b01 << 44 | 1 << 27 | 0b1101_0110, "SHCFG incoming, S1STALLD");
         assert_eq!(off.0[2..], plain.0[2..]);
+        assert_eq!(
+            [nested(Ats::Full), nested(Ats::SplitStage)].map(|entry| entry.stage1_config()),
+            [config; 2]
+        );
         assert_eq!(nested(Ats::SplitStage).0[1] ^ off.0[1], 0b10 << 28);
         assert_eq!(nested(Ats::Full).0[1] ^ off.0[1], 0b01 << 28);
         assert_no_unused_bit(&nested(Ats::Full));
@@ -350,6 +367,10 @@ mod tests {
         let plain = StreamTableEntry::stage2(&geometry(), PhysAddr(0x4000_0000), 7, Ats::Off);
         assert_eq!(nested(Stage1Config::Bypass), plain);
         let aborting = nested(Stage1Config::Abort);
+        assert_eq!(
+            [plain, aborting].map(|entry| entry.stage1_config()),
+            [Stage1Config::Bypass, Stage1Config::Abort]
+        );
         let used = aborting.used_bits().iter().zip(aborting.0).map(|(used, word)| used & word).sum::<u64>();
         assert_eq!((used, aborting.vmid()), (V | CONFIG_ABORT, 7), "the VMID says whose it is");
     }

@@ -14,6 +14,19 @@ pub struct SmmuNode {
     pub phandle: u32,
     /// The part that it is, if only the device tree can tell that it has errata.
     pub part: Option<Part>,
+    /// INTIDs of its wired interrupts.
+    pub interrupts: SmmuInterrupts,
+}
+
+/// The wired interrupts of an SMMU (IHI 0070, 3.18), each as an INTID of the GIC; `None` where the node names none, or one that is no SPI.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SmmuInterrupts {
+    /// Event queue.
+    pub events: Option<u32>,
+    /// CMD_SYNC.
+    pub sync: Option<u32>,
+    /// GERROR.
+    pub errors: Option<u32>,
 }
 
 /// One entry of `iommu-map`: the Requester IDs `rid_base..rid_base + length` have the StreamIDs

@@ -11,7 +11,7 @@ mod tokens;
 
 pub use error::{DeviceTreeError, Name, Problem};
 pub use host_tree::{HostTree, write_host_tree};
-pub use machine::{IommuMap, Machine, PcieNode, PcieWindow, SmmuNode, TrustedStreamsNode};
+pub use machine::{IommuMap, Machine, PcieNode, PcieWindow, SmmuInterrupts, SmmuNode, TrustedStreamsNode};
 pub use read::read_machine;
 
 /// The compatible strings that both the reader and the writer of the host's tree look for.

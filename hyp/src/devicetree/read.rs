@@ -3,8 +3,8 @@
 use super::cells::{Level, entries, number, u32_property};
 use super::tokens::{Node, Token, Tokens, cut_off};
 use super::{
-    DeviceTreeError, IommuMap, Machine, PcieNode, PcieWindow, Problem, SmmuNode, TrustedStreamsNode,
-    compatible,
+    DeviceTreeError, IommuMap, Machine, PcieNode, PcieWindow, Problem, SmmuInterrupts, SmmuNode,
+    TrustedStreamsNode, compatible,
 };
 use crate::list::{Full, List};
 use dtoolkit::fdt::Fdt;
@@ -63,6 +63,35 @@ pub fn read_machine(dtb: &[u8]) -> Result<Machine, DeviceTreeError> {
     tokens.next()?;
     reader.read_children(&mut tokens, root, &level)?;
     reader.finish()
+}
+
+/// The interrupts of an SMMU by their names; an unknown name, or an interrupt that is no SPI of three cells or more, is nobody's.
+fn smmu_interrupts(node: Node<'_>) -> SmmuInterrupts {
+    /// SPIs have INTIDs from here on (IHI 0069, 2.2), and the first cell 0.
+    const FIRST_SPI: u32 = 32;
+    let names = node.strings("interrupt-names");
+    let specifiers = node.find("interrupts").unwrap_or_default();
+    let count = node.strings("interrupt-names").count().max(1);
+    let intid = |specifier: &[u8]| {
+        let mut cells = specifier.chunks_exact(4).map(number);
+        let is_spi = cells.next() == Some(0);
+        let spi = u32::try_from(cells.next()?).ok().filter(|spi| is_spi && *spi < 988)?;
+        Some(FIRST_SPI + spi)
+    };
+    let mut found = SmmuInterrupts::default();
+    for (name, specifier) in names.zip(specifiers.chunks_exact((specifiers.len() / count).max(4))) {
+        match name {
+            "eventq" => found.events = intid(specifier),
+            "cmdq-sync" => found.sync = intid(specifier),
+            "gerror" => found.errors = intid(specifier),
+            "combined" => {
+                let all = intid(specifier);
+                found = SmmuInterrupts { events: all, sync: all, errors: all };
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// The tree at the start of `dtb`.
@@ -301,6 +330,7 @@ impl<'a> Reader<'a> {
             registers,
             phandle,
             part: node.compatible().find_map(Part::named),
+            interrupts: smmu_interrupts(node),
         });
         pushed.map_err(|full| DeviceTreeError::new(node.name, "", too_many(full)))
     }

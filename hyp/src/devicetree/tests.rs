@@ -114,6 +114,8 @@ fn machine_tree() -> DeviceTree {
             reg(&[0, base, 0, 0x2_0000]),
             property("phandle", phandle),
             property("#iommu-cells", 1_u32),
+            property("interrupts", [0, 0x70_u32, 1, 1, 0x71, 1, 0, 0x72, 1, 0, 0x73, 1]),
+            property("interrupt-names", "eventq\0gerror\0priq\0cmdq-sync"),
         ];
         root.add_child(node(&format!("smmuv3@{base:x}"), properties));
     }
@@ -220,9 +222,11 @@ fn the_machine_is_what_the_tree_says() {
     assert!(machine.redistributors.iter().copied().eq([range(0x80a_0000, 0xf6_0000)]));
     assert!(machine.its.iter().copied().eq([range(0x808_0000, 0x2_0000)]));
     assert!(machine.doorbells.iter().copied().eq([PhysAddr(0x809_0000)]));
+    // The second interrupt is no SPI.
+    let interrupts = SmmuInterrupts { events: Some(0x90), sync: Some(0x93), errors: None };
     assert!(machine.smmus.iter().copied().eq([
-        SmmuNode { registers: range(0xc00_0000, 0x2_0000), phandle: 0x8008, part: None },
-        SmmuNode { registers: range(0xc02_0000, 0x2_0000), phandle: 0x8009, part: None },
+        SmmuNode { registers: range(0xc00_0000, 0x2_0000), phandle: 0x8008, part: None, interrupts },
+        SmmuNode { registers: range(0xc02_0000, 0x2_0000), phandle: 0x8009, part: None, interrupts },
     ]));
     assert!(machine.fw_cfg.iter().copied().eq([range(0x902_0000, 0x18)]));
     assert!(machine.virtio_mmio.iter().copied().eq([range(0xa00_0000, 0x4000)]));

@@ -110,8 +110,13 @@ impl<'a> Node<'a> {
 
     /// The strings in `compatible`.
     pub fn compatible(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let names = self.find("compatible").unwrap_or_default().split(|byte| *byte == 0);
-        names.filter_map(|name| core::str::from_utf8(name).ok()).filter(|name| !name.is_empty())
+        self.strings("compatible")
+    }
+
+    /// The strings of a property's value that are not empty; none if it is absent.
+    pub fn strings(&self, name: &str) -> impl Iterator<Item = &'a str> + use<'a> {
+        let strings = self.find(name).unwrap_or_default().split(|byte| *byte == 0);
+        strings.filter_map(|string| core::str::from_utf8(string).ok()).filter(|string| !string.is_empty())
     }
 }
 

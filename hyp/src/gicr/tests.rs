@@ -59,6 +59,14 @@ impl Platform for Fake {
         unreachable!()
     }
 
+    fn write_host_u64(&self, _: PhysAddr, _: u64) {
+        unreachable!()
+    }
+
+    fn write_host_u32(&self, _: PhysAddr, _: u32) {
+        unreachable!()
+    }
+
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
         self.registers.lock().unwrap().get(&address.0).copied().unwrap_or(u32::MAX)
     }

@@ -5,12 +5,13 @@ use smmuv3::address::PhysAddr;
 
 use super::Outcome;
 use crate::hypervisor::Hypervisor;
-use crate::iommu::DomainTag;
+use crate::iommu::{DomainKind, DomainTag};
 use crate::platform::Platform;
 
 /// Register values of kinds of domains (`DOMAIN_DESCRIBE`).
 const STAGE_2: u64 = 0;
 const NESTED: u64 = 1;
+const EMULATED: u64 = 2;
 
 impl<P: Platform> Hypervisor<P> {
     pub(super) fn domain_create(&self, guest: u64, options: u64) -> Outcome {
@@ -66,7 +67,7 @@ impl<P: Platform> Hypervisor<P> {
     /// Ends a domain that a call made, with `streams` locked.
     pub(super) fn destroy_created(&self, handle: ObjectHandle) -> Result<(), crate::memory::Failure> {
         let domain = DomainHandle::Created(handle);
-        if self.iommu.describe_domain(domain)?.vsmmu.is_some() {
+        if self.iommu.describe_domain(domain)?.kind != DomainKind::Stage2 {
             return Ok(self.iommu.destroy_domain(domain)?);
         }
         // Nothing more can be mapped in it from here on; if a stream is attached, it goes on.
@@ -109,8 +110,12 @@ impl<P: Platform> Hypervisor<P> {
     pub(super) fn domain_describe(&self, domain: u64) -> Outcome {
         let domain = DomainHandle::from_register(domain).ok_or(Status::UnknownDomain)?;
         let found = self.iommu.describe_domain(domain)?;
-        let kind = if found.vsmmu.is_some() { NESTED } else { STAGE_2 };
-        Ok([kind, found.vsmmu.unwrap_or(0), found.streams.into(), found.vsmmus.into()])
+        let (kind, parent) = match found.kind {
+            DomainKind::Stage2 => (STAGE_2, 0),
+            DomainKind::Nested(vsmmu) => (NESTED, vsmmu),
+            DomainKind::Emulated(smmu) => (EMULATED, smmu),
+        };
+        Ok([kind, parent, found.streams.into(), found.vsmmus.into()])
     }
 
     pub(super) fn domain_tag(&self, domain: u64, smmu: u64) -> Outcome {

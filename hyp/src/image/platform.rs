@@ -3,7 +3,7 @@
 use core::alloc::Layout;
 use core::arch::asm;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use buddy_system_allocator::Heap as Buddies;
 use hyp::platform::{Heap, Platform};
@@ -246,6 +246,16 @@ impl Platform for Aarch64 {
         // SAFETY: by the trait's contract the address is a multiple of 8 in RAM, all of which is mapped. The host may write it meanwhile; an
         // atomic access is no data race.
         unsafe { AtomicU64::from_ptr(address.0 as *mut u64) }.load(Ordering::Relaxed)
+    }
+
+    fn write_host_u64(&self, address: PhysAddr, value: u64) {
+        // SAFETY: as `read_host_u64`; the caller saw to it that the host owns the page, in which nothing of EL2's is.
+        unsafe { AtomicU64::from_ptr(address.0 as *mut u64) }.store(value, Ordering::Release);
+    }
+
+    fn write_host_u32(&self, address: PhysAddr, value: u32) {
+        // SAFETY: as `write_host_u64`, at a multiple of 4.
+        unsafe { AtomicU32::from_ptr(address.0 as *mut u32) }.store(value, Ordering::Release);
     }
 
     #[inline]

@@ -14,7 +14,7 @@ use smmuv3::pgtable::{Granule, PageTable};
 use smmuv3::ste::{Ats, Stage1Config, StreamTableEntry};
 use smmuv3::tags::{self, TagKind};
 
-use super::registry::{Kind, Registry, VsmmuStream};
+use super::registry::{HOST, Kind, Registry, VsmmuStream};
 use super::{ArrayRuns, Iommu, Refused, can_walk};
 use crate::platform::Platform;
 use crate::smmu::{Condition, Fault, PARKED_VMID, Pages, Smmu, VmidOwner, order_of};
@@ -44,7 +44,7 @@ pub struct How {
 
 /// A domain that a stream stands on, and how.
 #[derive(Clone, Copy)]
-struct Side {
+pub(super) struct Side<'a> {
     domain: u16,
     /// The stage-2 domain whose array has the entries: the same, or the parent of the vSMMU.
     stage2: DomainIndex,
@@ -52,6 +52,8 @@ struct Side {
     ats: Ats,
     granule: Granule,
     stages: Stages,
+    /// What the host's driver has the stream for, where the domain does not say it.
+    config: Option<&'a Stage1Config>,
 }
 
 /// What a stream is translated by.
@@ -67,12 +69,22 @@ enum Stages {
     Nested,
 }
 
+impl From<&Stage1Config> for Stages {
+    fn from(config: &Stage1Config) -> Self {
+        match config {
+            Stage1Config::Abort => Self::Abort,
+            Stage1Config::Bypass => Self::Bypass,
+            Stage1Config::Translate(_) => Self::Nested,
+        }
+    }
+}
+
 /// A stream behind an SMMU that exists.
 #[derive(Clone, Copy)]
 pub(super) struct Stream<'a> {
-    device: &'a Smmu,
-    smmu: u8,
-    id: u32,
+    pub device: &'a Smmu,
+    pub smmu: u8,
+    pub id: u32,
 }
 
 impl Iommu {
@@ -183,7 +195,7 @@ impl Iommu {
         p: &P,
         registry: &Registry,
         stream: Stream<'_>,
-    ) -> Result<Option<Side>, Refused> {
+    ) -> Result<Option<Side<'static>>, Refused> {
         let Some((domain, vmid)) = registry.standing(p, stream)? else { return Ok(None) };
         let entry = stream.device.entry(p, stream.id).ok_or(Refused::Hardware)?;
         registry.side(domain, vmid, entry.ats()).map(Some)
@@ -197,7 +209,7 @@ impl Iommu {
         stream: Stream<'_>,
         index: u16,
         ats: bool,
-    ) -> Result<(Side, bool), Refused> {
+    ) -> Result<(Side<'static>, bool), Refused> {
         let domain = *registry.domain(index)?;
         let features = &stream.device.features;
         let most = Ats::most(features, self.is_trusted(usize::from(stream.smmu), stream.id));
@@ -236,11 +248,12 @@ impl Iommu {
                 };
                 Ok((registry.side(index, vsmmu.vmid, ats)?, false))
             }
+            Kind::Emulated { .. } => Err(Refused::UnknownDomain),
         }
     }
 
     /// Sees to it that the STE of a stream is its own.
-    fn separate<P: Platform>(
+    pub(super) fn separate<P: Platform>(
         &self,
         p: &P,
         stream: Stream<'_>,
@@ -255,13 +268,13 @@ impl Iommu {
 
     /// Changes a stream over from one side to another; none is parked.
     #[inline]
-    fn switch<P: Platform, G: Pages>(
+    pub(super) fn switch<P: Platform, G: Pages>(
         &self,
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        from: Option<&Side>,
-        to: Option<&Side>,
+        from: Option<&Side<'_>>,
+        to: Option<&Side<'_>>,
         pages: &mut G,
     ) -> Result<(), Refused> {
         let mut pages = ArrayRuns(pages);
@@ -292,7 +305,7 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        side: &Side,
+        side: &Side<'_>,
         pages: &mut impl ArrayPages,
     ) -> Result<(), Refused> {
         let entries = side.entries(stream);
@@ -314,8 +327,8 @@ impl Iommu {
         p: &P,
         registry: &Registry,
         stream: Stream<'_>,
-        from: Option<&Side>,
-        to: Option<&Side>,
+        from: Option<&Side<'_>>,
+        to: Option<&Side<'_>>,
     ) -> Result<(), Fault> {
         let device = stream.device;
         let had_ats = from.is_some_and(|from| from.ats != Ats::Off);
@@ -343,7 +356,7 @@ impl Iommu {
 
     /// Flushes the tag of a side if no other stream uses it.
     #[inline]
-    fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
+    fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side<'_>) -> Result<(), Fault> {
         let cell = self.cell(side.stage2);
         let tag = side.tag_entry(stream).filter(|entry| cell.users(p, entry) == 1);
         tag.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
@@ -361,8 +374,8 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        from: Option<&Side>,
-        to: Option<&Side>,
+        from: Option<&Side<'_>>,
+        to: Option<&Side<'_>>,
     ) -> Result<(), Refused> {
         let again = || {
             self.settle(p, registry, stream, to, from)?;
@@ -387,7 +400,7 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        side: &Side,
+        side: &Side<'_>,
         pages: &mut impl ArrayPages,
     ) {
         let entries = side.entries(stream);
@@ -424,7 +437,7 @@ fn empty_atc<P: Platform>(p: &P, stream: Stream<'_>) -> Result<(), Fault> {
     stream.device.run(p, &[invalidation::forget_atc(stream.id)])
 }
 
-impl Side {
+impl Side<'_> {
     fn entry(&self, stream: Stream<'_>, target: Target) -> Entry {
         Entry::new(stream.smmu, target, self.granule)
     }
@@ -500,30 +513,41 @@ impl Registry {
 
     /// The side of a stream in a domain whose tag on its SMMU is `vmid`.
     #[inline]
-    fn side(&self, domain: u16, vmid: u16, ats: Ats) -> Result<Side, Refused> {
+    fn side(&self, domain: u16, vmid: u16, ats: Ats) -> Result<Side<'static>, Refused> {
         let (stage2, stages) = match &self.domain(domain)?.kind {
             Kind::Stage2(_) => (domain, Stages::Stage2),
-            Kind::Nested { vsmmu, config } => {
-                let stages = match config {
-                    Stage1Config::Abort => Stages::Abort,
-                    Stage1Config::Bypass => Stages::Bypass,
-                    Stage1Config::Translate(_) => Stages::Nested,
-                };
-                (self.vsmmu(*vsmmu)?.parent, stages)
-            }
+            Kind::Nested { vsmmu, config } => (self.vsmmu(*vsmmu)?.parent, config.into()),
+            // The host's driver has the stream, and only its stream table can let go of it.
+            Kind::Emulated { .. } => return Err(Refused::Busy),
         };
         let granule = self.stage2_table(stage2)?.geometry().granule();
-        Ok(Side { domain, stage2: DomainIndex(stage2), vmid, ats, granule, stages })
+        Ok(Side { domain, stage2: DomainIndex(stage2), vmid, ats, granule, stages, config: None })
+    }
+
+    /// The side of a stream that the host's driver has.
+    pub(super) fn emulated_side<'a>(
+        &self,
+        domain: u16,
+        vmid: u16,
+        ats: Ats,
+        config: &'a Stage1Config,
+    ) -> Result<Side<'a>, Refused> {
+        let granule = self.stage2_table(HOST.0)?.geometry().granule();
+        Ok(Side { domain, stage2: HOST, vmid, ats, granule, stages: config.into(), config: Some(config) })
     }
 
     /// The STE of a side.
     #[inline]
-    fn entry_of(&self, side: &Side) -> Result<StreamTableEntry, Refused> {
+    fn entry_of(&self, side: &Side<'_>) -> Result<StreamTableEntry, Refused> {
         let table = self.stage2_table(side.stage2.0)?;
         let (geometry, root) = (table.geometry(), table.root());
         Ok(match &self.domain(side.domain)?.kind {
             Kind::Stage2(_) => StreamTableEntry::stage2(geometry, root, side.vmid, side.ats),
             Kind::Nested { config, .. } => {
+                StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
+            }
+            Kind::Emulated { .. } => {
+                let config = side.config.ok_or(Refused::UnknownDomain)?;
                 StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
             }
         })
@@ -532,12 +556,18 @@ impl Registry {
     fn stage2_table(&self, index: u16) -> Result<&PageTable, Refused> {
         match &self.domain(index)?.kind {
             Kind::Stage2(table) => Ok(table),
-            Kind::Nested { .. } => Err(Refused::UnknownDomain),
+            Kind::Nested { .. } | Kind::Emulated { .. } => Err(Refused::UnknownDomain),
         }
     }
 
     /// Records that a stream went from one side to another.
-    fn record<P: Platform>(&mut self, p: &P, stream: Stream<'_>, from: Option<&Side>, to: Option<&Side>) {
+    fn record<P: Platform>(
+        &mut self,
+        p: &P,
+        stream: Stream<'_>,
+        from: Option<&Side<'_>>,
+        to: Option<&Side<'_>>,
+    ) {
         if let Some(domain) = from.and_then(|from| self.domain_mut(from.domain)) {
             domain.streams = domain.streams.saturating_sub(1);
         }

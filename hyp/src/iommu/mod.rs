@@ -10,6 +10,7 @@
 //! arrays; [`Iommu::invalidate`] does not take it.
 
 mod attachments;
+mod emulated;
 mod refused;
 mod registry;
 mod sorted_map;
@@ -28,6 +29,7 @@ use smmuv3::walkable::{self, Unwalkable};
 use spin::{Mutex, MutexGuard};
 
 pub use attachments::{How, StreamState};
+pub use emulated::{Emulated, StreamRefused};
 pub use refused::Refused;
 pub(crate) use registry::{HOST, memory_domain};
 pub use vsmmus::{OwnerCommands, VirtualStream};
@@ -86,12 +88,23 @@ impl<G: Pages> ArrayPages for ArrayRuns<'_, G> {
 /// What a domain is, for `DOMAIN_DESCRIBE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainDescription {
-    /// Register value of the vSMMU that it is nested on; `None` for stage 2.
-    pub vsmmu: Option<u64>,
+    /// How it translates.
+    pub kind: DomainKind,
     /// Streams that are attached.
     pub streams: u32,
     /// vSMMUs on top of it.
     pub vsmmus: u32,
+}
+
+/// How a domain translates, for `DOMAIN_DESCRIBE`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainKind {
+    /// By stage 2.
+    Stage2,
+    /// Nested on the vSMMU with this register value.
+    Nested(u64),
+    /// By the stream table of the emulated SMMU with this index.
+    Emulated(u64),
 }
 
 /// The tag of a domain on an SMMU, for `DOMAIN_TAG`.
@@ -211,6 +224,9 @@ impl Iommu {
     pub fn destroy_domain(&self, domain: DomainHandle) -> Result<(), Refused> {
         let mut registry = self.registry.lock();
         let index = registry.find_domain(domain)?;
+        if let Kind::Emulated { .. } = registry.domain(index)?.kind {
+            return Err(Refused::UnknownDomain);
+        }
         let removed = registry.remove_domain(index)?;
         if let Kind::Nested { vsmmu, .. } = removed.kind
             && let Some(vsmmu) = registry.vsmmu_mut(vsmmu)
@@ -236,11 +252,12 @@ impl Iommu {
     pub fn describe_domain(&self, domain: DomainHandle) -> Result<DomainDescription, Refused> {
         let registry = self.registry.lock();
         let found = registry.domain(registry.find_domain(domain)?)?;
-        let vsmmu = match found.kind {
-            Kind::Stage2(_) => None,
-            Kind::Nested { vsmmu, .. } => Some(registry.vsmmu_handle(vsmmu)?.to_register()),
+        let kind = match found.kind {
+            Kind::Stage2(_) => DomainKind::Stage2,
+            Kind::Nested { vsmmu, .. } => DomainKind::Nested(registry.vsmmu_handle(vsmmu)?.to_register()),
+            Kind::Emulated { smmu, .. } => DomainKind::Emulated(smmu.into()),
         };
-        Ok(DomainDescription { vsmmu, streams: found.streams, vsmmus: found.vsmmus })
+        Ok(DomainDescription { kind, streams: found.streams, vsmmus: found.vsmmus })
     }
 
     /// The tag that a domain has on an SMMU, and its users.
@@ -268,6 +285,11 @@ impl Iommu {
                 let is_here = usize::from(vsmmu.smmu) == smmu;
                 let streams = registry.domain(index)?.streams;
                 Ok(if is_here { DomainTag::Vsmmu(vsmmu.vmid, streams) } else { DomainTag::None })
+            }
+            Kind::Emulated { smmu: place, vmid } => {
+                let streams = registry.domain(index)?.streams;
+                let is_here = usize::from(place) == smmu;
+                Ok(if is_here { DomainTag::Vsmmu(vmid, streams) } else { DomainTag::None })
             }
         }
     }

@@ -41,6 +41,13 @@ pub(super) enum Kind {
         /// What its owner may have.
         config: Stage1Config,
     },
+    /// By what the host's driver says of each stream in the stream table of an emulated SMMU, on top of the host's stage 2.
+    Emulated {
+        /// The SMMU.
+        smmu: u8,
+        /// The tag of all its streams, as long as the domain is there.
+        vmid: u16,
+    },
 }
 
 /// What a principal sees of an SMMU.

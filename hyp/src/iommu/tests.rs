@@ -20,10 +20,10 @@ use crate::memory::Failure;
 use crate::smmu::fake::{Action, Fake, FakePages, offset};
 use crate::smmu::{Condition, abort_all};
 
-const HOST: DomainHandle = DomainHandle::Host;
+pub const HOST: DomainHandle = DomainHandle::Host;
 const HOST_ROOT: PhysAddr = PhysAddr(0x4000_0000);
 
-fn guest(handle: u64) -> GuestHandle {
+pub fn guest(handle: u64) -> GuestHandle {
     GuestHandle::from_register(handle).unwrap()
 }
 
@@ -35,19 +35,19 @@ fn table(root: u64) -> PageTable {
 const HOST_INDEX: DomainIndex = DomainIndex(0);
 const GUEST_INDEX: DomainIndex = DomainIndex(1);
 
-struct Machine {
-    fake: Fake,
-    iommu: Box<Iommu>,
-    pages: FakePages,
+pub struct Machine {
+    pub fake: Fake,
+    pub iommu: Box<Iommu>,
+    pub pages: FakePages,
 }
 
 impl Machine {
     /// Three SMMUs that are up, the host's domain, and guests 1 and 2.
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(|_| {})
     }
 
-    fn with(prepare: impl Fn(&Fake)) -> Self {
+    pub fn with(prepare: impl Fn(&Fake)) -> Self {
         let fake = Fake::new(3);
         prepare(&fake);
         let mut iommu = Box::new(Iommu::new());
@@ -63,27 +63,27 @@ impl Machine {
         Self { fake, iommu, pages }
     }
 
-    fn attach(&mut self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
+    pub fn attach(&mut self, smmu: usize, stream: u32, domain: DomainHandle) -> Result<(), Refused> {
         self.iommu.attach(&self.fake, smmu, stream, domain, How::default(), &mut self.pages)
     }
 
-    fn detach(&mut self, smmu: usize, stream: u32) -> Result<(), Refused> {
+    pub fn detach(&mut self, smmu: usize, stream: u32) -> Result<(), Refused> {
         self.iommu.detach(&self.fake, smmu, stream, &mut self.pages)
     }
 
-    fn query(&self, smmu: usize, stream: u32) -> StreamState {
+    pub fn query(&self, smmu: usize, stream: u32) -> StreamState {
         self.iommu.query(&self.fake, smmu, stream).unwrap()
     }
 
-    fn is_idle(&self, domain: DomainIndex) -> bool {
+    pub fn is_idle(&self, domain: DomainIndex) -> bool {
         self.iommu.cell(domain).is_idle(&self.fake)
     }
 
-    fn vmids_in_use(&self, smmu: usize) -> u16 {
+    pub fn vmids_in_use(&self, smmu: usize) -> u16 {
         self.iommu.describe(smmu).unwrap().1
     }
 
-    fn entry(&self, smmu: usize, stream: u32) -> [u64; 8] {
+    pub fn entry(&self, smmu: usize, stream: u32) -> [u64; 8] {
         let table = level2_table(&self.fake, smmu, stream);
         let memory = &self.fake.0.lock().unwrap().memory;
         core::array::from_fn(|word| memory[&(table + u64::from(stream & 63) * 64 + word as u64 * 8)])

@@ -74,7 +74,7 @@ impl Iommu {
     }
 
     /// The most that any stream of an SMMU may be granted.
-    fn most_ats(&self, smmu: usize, features: &Features) -> Ats {
+    pub(super) fn most_ats(&self, smmu: usize, features: &Features) -> Ats {
         let trusted = self.trusted.iter().any(|range| usize::from(range.smmu) == smmu);
         Ats::most(features, trusted)
     }
@@ -147,10 +147,14 @@ impl Iommu {
         let place = registry.find_vsmmu(vsmmu)?;
         let found = registry.vsmmu(place)?;
         let (smmu, owner) = (found.smmu, found.owner);
-        if let Some((domain, _)) = registry.standing(p, self.stream(usize::from(smmu), stream)?)?
-            && registry.domain(domain)?.owner != owner
-        {
-            return Err(Refused::UnknownStream);
+        if let Some((domain, _)) = registry.standing(p, self.stream(usize::from(smmu), stream)?)? {
+            let domain = registry.domain(domain)?;
+            if domain.owner != owner {
+                return Err(Refused::UnknownStream);
+            }
+            if let Kind::Emulated { .. } = domain.kind {
+                return Err(Refused::Busy);
+            }
         }
         let record = VsmmuStream::new(place, virtual_stream, None);
         let streams = registry.streams.get_mut(usize::from(smmu)).ok_or(Refused::UnknownSmmu)?;

@@ -6,7 +6,7 @@
 extern crate std;
 
 use super::*;
-use crate::devicetree::{IommuMap, PcieWindow, SmmuNode};
+use crate::devicetree::{IommuMap, PcieWindow, SmmuInterrupts, SmmuNode};
 use crate::platform::Heap;
 use smmuv3::address::PhysAddr;
 use smmuv3::memory::Memory;
@@ -162,6 +162,14 @@ impl Platform for Fake {
         unreachable!()
     }
 
+    fn write_host_u64(&self, _: PhysAddr, _: u64) {
+        unreachable!()
+    }
+
+    fn write_host_u32(&self, _: PhysAddr, _: u32) {
+        unreachable!()
+    }
+
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
         let mut state = self.state();
         state.accesses += 1;
@@ -250,7 +258,12 @@ fn machine() -> Machine {
         its: List::new(),
         doorbells: List::new(),
         ats_trusted: List::new(),
-        smmus: list([8, 9].map(|phandle| SmmuNode { registers: range(0, 1), phandle, part: None })),
+        smmus: list([8, 9].map(|phandle| SmmuNode {
+            registers: range(0, 1),
+            phandle,
+            part: None,
+            interrupts: SmmuInterrupts::default(),
+        })),
         fw_cfg: List::new(),
         virtio_mmio: List::new(),
         pcie: list([node]),

@@ -1,6 +1,6 @@
 //! One SMMU: what it can do, its bring-up (IHI 0070, 6.3 and 3.21), and the streams behind it.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
@@ -10,14 +10,14 @@ use smmuv3::invalidation::{self, Queues, Traits};
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0, CR1, CR1_OFFSET, CR2, CR2_OFFSET,
     EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GERROR_OFFSET, GERRORN_OFFSET, IDR0_OFFSET,
-    IDR1_OFFSET, IDR3_OFFSET, IDR5_OFFSET, IIDR_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, QUEUE_BASE,
-    STRTAB_BASE, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
+    IDR1_OFFSET, IDR3_OFFSET, IDR5_OFFSET, IIDR_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET,
+    QUEUE_BASE, STRTAB_BASE, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
 };
 use smmuv3::ste::StreamTableEntry;
 use spin::Mutex;
 
 use super::command_queue::{self, CommandQueue, Condition, Fault, OpenQueue, Ticket};
-use super::event_queue::{self, EventQueue};
+use super::event_queue::{self, DriverEvents, EventQueue};
 use super::registers::{Registers, TIMEOUT_NS};
 use super::stream_table::{Place, Shape, StreamTable, parking_order, read_entry, read_vmid};
 use super::vmids::VmidTable;
@@ -41,6 +41,20 @@ pub(crate) struct Smmu {
     /// A stream that is leaving a guest: its events are the guest's, whatever the STE says; [`NO_STREAM`] for
     /// none.
     leaving: AtomicU64,
+    /// The VMID of the streams that the host's driver has, and so are those that nobody attached; 0 while it has not turned the SMMU on.
+    driver_vmid: AtomicU16,
+    pub(super) driver_events: Mutex<DriverEvents>,
+}
+
+/// Who reads the events of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Nobody: they are a guest's, and counted.
+    Nobody,
+    /// Whoever calls `EVENT_READ`.
+    Caller,
+    /// The host's own driver, in the event queue of its emulated SMMU.
+    Driver,
 }
 
 impl Smmu {
@@ -59,6 +73,8 @@ impl Smmu {
             events: Mutex::new(EventQueue::new(registers)),
             vmids: VmidTable::NONE,
             leaving: AtomicU64::new(NO_STREAM),
+            driver_vmid: AtomicU16::new(0),
+            driver_events: Mutex::new(DriverEvents::new()),
         }
     }
 
@@ -253,10 +269,31 @@ impl Smmu {
         })
     }
 
-    /// Whether the events of a stream are a guest's: it is attached to one, or is leaving it.
-    pub(super) fn is_guest<P: Platform>(&self, p: &P, stream: u32) -> bool {
-        self.leaving.load(Ordering::Acquire) == u64::from(stream)
-            || self.vmid(p, stream).is_some_and(|vmid| self.vmids.is_guest(p, vmid))
+    /// Who reads the events of a stream. They are nobody's when it is attached to a guest, or is leaving it.
+    pub(super) fn reader_of<P: Platform>(&self, p: &P, stream: u32) -> Reader {
+        if self.leaving.load(Ordering::Acquire) == u64::from(stream) {
+            return Reader::Nobody;
+        }
+        let driver = self.driver_vmid.load(Ordering::Acquire);
+        match self.vmid(p, stream) {
+            Some(vmid) if self.vmids.is_guest(p, vmid) => Reader::Nobody,
+            Some(vmid) if driver == 0 || vmid != driver && vmid != PARKED_VMID => Reader::Caller,
+            // No stream at all: C_BAD_STREAMID.
+            None if driver == 0 => Reader::Caller,
+            Some(_) | None => Reader::Driver,
+        }
+    }
+
+    /// Says that the host's driver has turned the SMMU on, and which VMID its streams have; 0 that it has not.
+    pub(crate) fn set_driver_vmid(&self, vmid: u16) {
+        self.driver_vmid.store(vmid, Ordering::Release);
+    }
+
+    /// Turns the wired interrupts of event queue and GERROR on or off.
+    pub(crate) fn set_interrupts<P: Platform>(&self, p: &P, events: bool, errors: bool) -> Result<(), Fault> {
+        let value = IRQ_CTRL::EVENTQ_IRQEN.val(events.into()) + IRQ_CTRL::GERROR_IRQEN.val(errors.into());
+        self.registers.write_u32(p, IRQ_CTRL_OFFSET, value.value);
+        self.registers.await_u32(p, IRQ_CTRLACK_OFFSET, u32::MAX, value.value).map_err(|_| Fault)
     }
 
     /// Whose each VMID is.

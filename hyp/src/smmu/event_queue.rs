@@ -76,7 +76,7 @@ impl EventRing {
         }
     }
 
-    fn push(&mut self, event: RecordedEvent) {
+    pub(super) fn push(&mut self, event: RecordedEvent) {
         let place = (self.oldest + self.waiting) % RING_ENTRIES;
         match self.events.get_mut(place) {
             Some(entry) if self.waiting < RING_ENTRIES => {
@@ -99,6 +99,62 @@ impl EventRing {
         self.told = self.lost;
         Some((event, lost))
     }
+}
+
+/// Events of one SMMU that wait for the host's own driver, as the SMMU wrote them.
+pub(super) struct DriverEvents {
+    records: [EventRecord; Self::MAX],
+    /// Place of the oldest record.
+    oldest: usize,
+    waiting: usize,
+    /// Some were lost since [`DriverEvents::take_overflow`] was last asked.
+    overflowed: bool,
+}
+
+impl DriverEvents {
+    /// More than these are lost, as an SMMU loses what does not fit into its queue.
+    const MAX: usize = 32;
+
+    pub(super) const fn new() -> Self {
+        Self { records: [EventRecord([0; 4]); Self::MAX], oldest: 0, waiting: 0, overflowed: false }
+    }
+
+    pub(super) fn push(&mut self, record: EventRecord) {
+        match self.records.get_mut((self.oldest + self.waiting) % Self::MAX) {
+            Some(place) if self.waiting < Self::MAX => {
+                *place = record;
+                self.waiting += 1;
+            }
+            _ => self.overflowed = true,
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Option<EventRecord> {
+        if self.waiting == 0 {
+            return None;
+        }
+        let record = *self.records.get(self.oldest)?;
+        self.oldest = (self.oldest + 1) % Self::MAX;
+        self.waiting -= 1;
+        Some(record)
+    }
+
+    pub(super) fn lose(&mut self) {
+        self.overflowed = true;
+    }
+
+    pub(super) fn take_overflow(&mut self) -> bool {
+        core::mem::take(&mut self.overflowed)
+    }
+}
+
+/// What [`EventQueue::drain`] found besides events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Drained {
+    /// Events that were read.
+    pub(super) events: u64,
+    /// The hardware queue was full, and lost one event or more.
+    pub(super) overflowed: bool,
 }
 
 /// The event queue of one SMMU.
@@ -132,30 +188,24 @@ impl EventQueue {
         self.enabled = true;
     }
 
-    /// Moves at most `budget` events to the ring; those of streams that `is_hidden` are counted only. A full
-    /// hardware queue's overflow is acknowledged and counted as one lost event or more. Whether events are
-    /// left.
+    /// Takes at most `budget` events out of the queue and gives them to `sink`. An overflow is acknowledged.
     pub(super) fn drain<P: Platform>(
         &mut self,
         p: &P,
-        smmu: u8,
-        ring: &mut EventRing,
         budget: u64,
-        is_hidden: impl Fn(u32) -> bool,
-    ) -> bool {
+        mut sink: impl FnMut(EventRecord),
+    ) -> Drained {
         if !self.enabled {
-            return false;
+            return Drained::default();
         }
         let entries = 1u64 << self.log2_entries;
         let mask = entries * 2 - 1;
         let produced = self.registers.read_u32(p, EVENTQ_PROD_OFFSET);
         let waiting = u64::from(EVENTQ_PROD::WR.read(produced)).wrapping_sub(self.consumed) & mask;
         let overflow = produced & EVENTQ_PROD::OVFLG.val(1).value;
-        if waiting == 0 && overflow == self.overflow_acknowledged {
-            return false;
-        }
-        if overflow != self.overflow_acknowledged {
-            ring.lost = ring.lost.wrapping_add(1);
+        let overflowed = overflow != self.overflow_acknowledged;
+        if waiting == 0 && !overflowed {
+            return Drained::default();
         }
         // A producer index that is further away than the queue is long says nothing about what is in the
         // queue.
@@ -164,11 +214,7 @@ impl EventQueue {
         p.full_barrier();
         for _ in 0..read {
             let at = self.base.offset((self.consumed & (entries - 1)) * EVENT_BYTES);
-            let event = EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset)))).decode();
-            ring.drained = ring.drained.wrapping_add(1);
-            if !is_hidden(event.stream) {
-                ring.push(RecordedEvent::new(smmu, &event));
-            }
+            sink(EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset)))));
             self.consumed = self.consumed.wrapping_add(1);
         }
         self.consumed = self.consumed.wrapping_add(skipped);
@@ -177,6 +223,6 @@ impl EventQueue {
         p.full_barrier();
         let acknowledged = if overflow != 0 { EVENTQ_CONS::OVACKFLG.val(1).value } else { 0 };
         self.registers.write_u32(p, EVENTQ_CONS_OFFSET, (self.consumed & mask) as u32 | acknowledged);
-        read < waiting && skipped == 0
+        Drained { events: read, overflowed }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! [`abort_all`] comes before anything else. Then [`Set::probe`] reads what the SMMUs can do, [`Set::start`]
 //! turns them on with every stream parked, and from then on the set is shared: each queue has a lock of its
-//! own, held for one post or one look at it. The lock of an event queue is taken before that of the ring;
-//! with the lock of a command queue held no other is taken.
+//! own, held for one post or one look at it. The lock of an event queue is taken before that of the ring, and that before the one of the
+//! events of an SMMU's driver; with the lock of a command queue held no other is taken.
 
 mod command_queue;
 mod device;
@@ -20,6 +20,7 @@ mod vmids;
 use core::fmt;
 
 use smmuv3::address::PhysAddr;
+use smmuv3::event::EventRecord;
 use smmuv3::features::{CommonFormat, Features, Part, Unusable};
 use smmuv3::invalidation::{MAX_SMMUS, Queues, Traits};
 use smmuv3::pgtable::Geometry;
@@ -33,6 +34,7 @@ pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
 pub use vmids::{VMID_BITS, VmidOwner};
 
 use crate::platform::Platform;
+use device::Reader;
 pub(crate) use device::Smmu;
 use event_queue::EventRing;
 
@@ -292,8 +294,23 @@ impl Set {
     }
 
     fn drain_smmu<P: Platform>(&self, p: &P, index: u8, smmu: &Smmu, budget: u64) {
-        let is_hidden = |stream| smmu.is_guest(p, stream);
-        smmu.events.lock().drain(p, index, &mut self.ring.lock(), budget, is_hidden);
+        {
+            let (mut events, mut ring, mut driver) =
+                (smmu.events.lock(), self.ring.lock(), smmu.driver_events.lock());
+            let drained = events.drain(p, budget, |record| {
+                let event = record.decode();
+                match smmu.reader_of(p, event.stream) {
+                    Reader::Nobody => {}
+                    Reader::Caller => ring.push(RecordedEvent::new(index, &event)),
+                    Reader::Driver => driver.push(record),
+                }
+            });
+            ring.drained = ring.drained.wrapping_add(drained.events);
+            if drained.overflowed {
+                ring.lost = ring.lost.wrapping_add(1);
+                driver.lose();
+            }
+        }
         let mut commands = smmu.commands.lock();
         if commands.condition == Condition::Running {
             commands.handle_global_errors(p);
@@ -304,6 +321,21 @@ impl Set {
             let mut ring = self.ring.lock();
             ring.lost = ring.lost.wrapping_add(aborted);
         }
+    }
+
+    /// The oldest event of an SMMU that the host's driver may see, as the SMMU wrote it; those in the hardware queue are looked for.
+    pub(crate) fn take_driver_event<P: Platform>(&self, p: &P, index: usize) -> Option<EventRecord> {
+        let smmu = self.get(index)?;
+        if let Some(record) = smmu.driver_events.lock().take() {
+            return Some(record);
+        }
+        self.drain_events_of(p, index);
+        smmu.driver_events.lock().take()
+    }
+
+    /// Whether events that the host's driver might have seen were lost since the last call.
+    pub(crate) fn take_driver_overflow(&self, index: usize) -> bool {
+        self.get(index).is_some_and(|smmu| smmu.driver_events.lock().take_overflow())
     }
 
     /// Takes the oldest event out of the ring, and how many were lost since the last call that took one.

@@ -48,6 +48,15 @@ pub struct Stage1 {
 }
 
 impl Stage1 {
+    /// Words 0 and 1 of an STE that was made of one.
+    pub(super) const fn of(word0: u64, word1: u64) -> Self {
+        Self {
+            word0: word0 & (S1FMT | S1_CONTEXT_PTR | S1CDMAX),
+            word1: word1 & (S1DSS | S1CIR | S1COR | S1CSH | S1STALLD),
+            ats: word1 & EATS != 0,
+        }
+    }
+
     /// S1ContextPtr: the IPA of the CD, or of the table of CDs.
     pub const fn context_ptr(&self) -> u64 {
         self.word0 & S1_CONTEXT_PTR

@@ -11,7 +11,7 @@ use smmuv3::gather::Gather;
 use smmuv3::invalidation::DomainIndex;
 use smmuv3::memory::Memory;
 
-use crate::devicetree::{Machine, SmmuNode};
+use crate::devicetree::{Machine, SmmuInterrupts, SmmuNode};
 use crate::list::List;
 use crate::memory::{CachesFailed, IoCaches};
 use crate::platform::{Heap, Platform};
@@ -98,6 +98,16 @@ impl Platform for TestPlatform {
 
     fn read_host_u64(&self, address: PhysAddr) -> u64 {
         self.read_u64(address)
+    }
+
+    fn write_host_u64(&self, address: PhysAddr, value: u64) {
+        self.write_u64(address, value);
+    }
+
+    fn write_host_u32(&self, address: PhysAddr, value: u32) {
+        let (word, shift) = (PhysAddr(address.0 & !7), (address.0 & 4) * 8);
+        let kept = self.read_u64(word) & !(0xffff_ffff << shift);
+        self.write_u64(word, kept | u64::from(value) << shift);
     }
 
     fn wipe(&self, range: PhysRange) {
@@ -228,7 +238,12 @@ pub fn machine(platform: &TestPlatform) -> Machine {
         its: list(&[range(0x0808_0000, 0x2_0000)]),
         doorbells: list(&[PhysAddr(DOORBELL)]),
         ats_trusted: List::new(),
-        smmus: list(&[SmmuNode { registers: range(SMMU, 0x2_0000), phandle: 1, part: None }]),
+        smmus: list(&[SmmuNode {
+            registers: range(SMMU, 0x2_0000),
+            phandle: 1,
+            part: None,
+            interrupts: SmmuInterrupts::default(),
+        }]),
         fw_cfg: list(&[range(0x0902_0000, 0x18)]),
         virtio_mmio: list(&[range(0x0a00_0000, 0x200), range(0x0a00_0200, 0x200)]),
         pcie: List::new(),
