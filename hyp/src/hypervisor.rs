@@ -16,6 +16,7 @@ use spin::Mutex;
 use crate::devicetree::Machine;
 use crate::esr::HostAbort;
 use crate::gicr::{self, GicrError, Redistributors};
+use crate::host_smmus::{HostSmmus, Outcome};
 use crate::iommu::{Iommu, Refused, TrustedStreams};
 use crate::list::List;
 use crate::memory::pool::{PAGE_LOG2, Pool};
@@ -128,6 +129,7 @@ pub struct Hypervisor<P: Platform> {
     pub(crate) memory: Mutex<Ownership>,
     /// Streams of guests. Held by whoever attaches or detaches a stream or makes or ends a guest.
     pub(crate) streams: Mutex<List<GuestStream, MAX_GUEST_STREAMS>>,
+    pub(crate) host_smmus: HostSmmus,
     io_blocks: bool,
     /// Bits of an address of a stage-2 domain.
     io_address_bits: u8,
@@ -150,6 +152,7 @@ impl<P: Platform> Hypervisor<P> {
             iommu: Iommu::new(),
             memory: Mutex::new(Ownership::new()),
             streams: Mutex::new(List::new()),
+            host_smmus: HostSmmus::new(),
             io_blocks: false,
             io_address_bits: 0,
             range_invalidation: false,
@@ -210,6 +213,7 @@ impl<P: Platform> Hypervisor<P> {
         );
         // A new service has no domains, so it cannot refuse.
         let _ = iommu.create_domain(DomainHandle::Host, io);
+        self.host_smmus.start(p, iommu, boot.machine);
         self.range_invalidation = iommu.set().features().all(|features| features.range_invalidation);
         self.io_blocks = format.blocks != Blocks::Never;
         self.io_address_bits = io.geometry().ia_bits();
@@ -258,6 +262,15 @@ impl<P: Platform> Hypervisor<P> {
             return AbortAction::Retry;
         }
         let ipa = abort.ipa();
+        if let Some(access) = abort.syndrome.access() {
+            let write = access.write.then(|| access.stored(abort.stored));
+            if let Some(outcome) = self.host_smmu_access(ipa, access.size_bytes, write) {
+                self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
+                let Outcome::Done(read) = outcome else { return AbortAction::Retry };
+                let register = (!access.write).then(|| (access.register, access.loaded(read)));
+                return AbortAction::Emulated { register };
+            }
+        }
         if let (Some(access), Some(redistributors)) = (abort.syndrome.access(), &self.redistributors) {
             let write = access.write.then(|| access.stored(abort.stored));
             let request = gicr::Access { size_bytes: access.size_bytes, write };

@@ -6,8 +6,10 @@
 #![forbid(unsafe_code)]
 
 pub mod devicetree;
+pub mod emulation;
 pub mod esr;
 pub mod gicr;
+pub mod host_smmus;
 pub mod hypercall;
 pub mod hypervisor;
 pub mod iommu;

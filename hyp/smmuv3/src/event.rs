@@ -1,5 +1,7 @@
 //! Event records (IHI 0070, 7.3).
 
+mod owner;
+
 use core::fmt;
 
 /// Bytes of an event record.

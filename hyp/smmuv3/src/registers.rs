@@ -17,6 +17,8 @@ pub const SPACE_BYTES: u64 = 0x2_0000;
 pub const IDR0_OFFSET: u64 = 0x00;
 /// Feature register 1 (6.3.2), 32 bits.
 pub const IDR1_OFFSET: u64 = 0x04;
+/// Feature register 2 (6.3.3), 32 bits.
+pub const IDR2_OFFSET: u64 = 0x08;
 /// Feature register 3 (6.3.4), 32 bits.
 pub const IDR3_OFFSET: u64 = 0x0c;
 /// Feature register 5 (6.3.6), 32 bits.
@@ -43,6 +45,12 @@ pub const IRQ_CTRLACK_OFFSET: u64 = 0x54;
 pub const GERROR_OFFSET: u64 = 0x60;
 /// Global errors, acknowledged by software (6.3.19), 32 bits.
 pub const GERRORN_OFFSET: u64 = 0x64;
+/// MSI of global errors: address (6.3.21), 64 bits, read-only while they interrupt.
+pub const GERROR_IRQ_CFG0_OFFSET: u64 = 0x68;
+/// MSI of global errors: data (6.3.22), 32 bits.
+pub const GERROR_IRQ_CFG1_OFFSET: u64 = 0x70;
+/// MSI of global errors: memory attributes (6.3.23), 32 bits.
+pub const GERROR_IRQ_CFG2_OFFSET: u64 = 0x74;
 /// Stream table base (6.3.24), 64 bits.
 pub const STRTAB_BASE_OFFSET: u64 = 0x80;
 /// Stream table format and size (6.3.25), 32 bits.
@@ -55,6 +63,12 @@ pub const CMDQ_PROD_OFFSET: u64 = 0x98;
 pub const CMDQ_CONS_OFFSET: u64 = 0x9c;
 /// Event queue base (6.3.29), 64 bits.
 pub const EVENTQ_BASE_OFFSET: u64 = 0xa0;
+/// MSI of the event queue: address (6.3.30), 64 bits, read-only while it interrupts.
+pub const EVENTQ_IRQ_CFG0_OFFSET: u64 = 0xb0;
+/// MSI of the event queue: data, 32 bits.
+pub const EVENTQ_IRQ_CFG1_OFFSET: u64 = 0xb8;
+/// MSI of the event queue: memory attributes, 32 bits.
+pub const EVENTQ_IRQ_CFG2_OFFSET: u64 = 0xbc;
 /// Event queue producer index (6.3.30), 32 bits, in page 1.
 pub const EVENTQ_PROD_OFFSET: u64 = PAGE1 + 0xa8;
 /// Event queue consumer index (6.3.31), 32 bits, in page 1.
@@ -237,6 +251,11 @@ register_bitfields![u32,
     ],
     /// Global bypass attributes (6.3.14).
     pub GBPA [
+        /// Shareability of what passes while SMMUEN is 0.
+        SHCFG OFFSET(12) NUMBITS(2) [
+            /// The incoming one.
+            Incoming = 0b01
+        ],
         /// All transactions abort while SMMUEN is 0.
         ABORT OFFSET(20) NUMBITS(1) [],
         /// An update is under way.
@@ -284,6 +303,18 @@ register_bitfields![u32,
             TwoLevel = 0b01
         ]
     ],
+    /// Memory attributes of an MSI (6.3.23).
+    pub IRQ_CFG2 [
+        /// Memory type.
+        MEMATTR OFFSET(0) NUMBITS(4) [],
+        /// Shareability.
+        SH OFFSET(4) NUMBITS(2) []
+    ],
+    /// Command queue producer (6.3.27).
+    pub CMDQ_PROD [
+        /// Index and wrap bit.
+        WR OFFSET(0) NUMBITS(20) []
+    ],
     /// Command queue consumer (6.3.28).
     pub CMDQ_CONS [
         /// Index and wrap bit.
@@ -314,6 +345,11 @@ register_bitfields![u64,
         ADDR OFFSET(6) NUMBITS(46) [],
         /// Read-allocate hint.
         RA OFFSET(62) NUMBITS(1) []
+    ],
+    /// Where an MSI goes (6.3.21, 6.3.30).
+    pub IRQ_CFG0 [
+        /// Bits 55:2 of the address; 0: no MSI.
+        ADDR OFFSET(2) NUMBITS(54) []
     ],
     /// Base of a queue (6.3.26, 6.3.29): aligned to the larger of the queue's size and 32 bytes.
     pub QUEUE_BASE [

@@ -285,6 +285,16 @@ impl Level1Descriptor {
         Self(table.0 & 0x000f_ffff_ffff_ffc0 | (split as u64 + 1))
     }
 
+    /// The level-2 table, aligned to its size, and log2 of its entries, where a descriptor stands for `1 << split` StreamIDs; `None` of a
+    /// descriptor with a Span that is 0, reserved or too large for that.
+    pub const fn level2(self, split: u8) -> Option<(PhysAddr, u8)> {
+        let Some(log2) = (self.0 as u8 & 0x1f).checked_sub(1) else { return None };
+        if log2 > split {
+            return None;
+        }
+        Some((PhysAddr(self.table().0 & !((STE_BYTES << log2) - 1)), log2))
+    }
+
     /// The level-2 table.
     pub const fn table(self) -> PhysAddr {
         PhysAddr(self.0 & 0x000f_ffff_ffff_ffc0)
@@ -304,6 +314,18 @@ mod tests {
         for (word, used) in entry.0.iter().zip(entry.used_bits()) {
             assert_eq!(word & !used, 0, "a bit is set that the configuration does not use");
         }
+    }
+
+    #[test]
+    fn a_span_is_at_most_what_the_descriptor_stands_for() {
+        let descriptor = |span: u64| Level1Descriptor(0xff00_0000_4002_7fc0 | span);
+        assert_eq!(descriptor(0).level2(8), None);
+        assert_eq!(descriptor(1).level2(8), Some((PhysAddr(0x4002_7fc0), 0)));
+        assert_eq!(descriptor(9).level2(8), Some((PhysAddr(0x4002_4000), 8)));
+        assert_eq!(descriptor(10).level2(8), None);
+        assert_eq!(descriptor(11).level2(10), Some((PhysAddr(0x4002_0000), 10)));
+        assert!((12..32).all(|span| descriptor(span).level2(10).is_none()), "reserved");
+        assert_eq!(Level1Descriptor::new(PhysAddr(0x8000), 8).level2(8), Some((PhysAddr(0x8000), 8)));
     }
 
     #[test]

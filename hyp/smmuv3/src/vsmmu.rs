@@ -41,7 +41,7 @@ impl VsmmuLimits {
 pub enum Illegal {
     /// The opcode is reserved, or of a command that a stage-1 SMMU without stalls, PRI and StreamWorld EL2 has not.
     Opcode(u8),
-    /// CFGI_STE and CFGI_STE_RANGE: the stream table changes by attach, which invalidates what it must.
+    /// CFGI_STE and CFGI_STE_RANGE of an owner without a stream table: attach invalidates what it must.
     StreamTable,
     /// Bits are set that the command does not have.
     Reserved {
@@ -64,7 +64,7 @@ pub enum Illegal {
     NoAts,
     /// Size of ATC_INV is above 52.
     AtcSize(u8),
-    /// CS of SYNC is not SIG_NONE: a virtual SMMU sends no MSI and no wake-up event.
+    /// CS of SYNC is reserved, or is not SIG_NONE and the virtual SMMU sends no MSI and no wake-up event.
     CompletionSignal(u8),
 }
 
@@ -86,12 +86,49 @@ impl fmt::Display for Illegal {
     }
 }
 
+/// What a legal command of an owner asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// An invalidation: this command for the SMMU itself.
+    Invalidate(Command),
+    /// Nothing that anybody could notice: a prefetch.
+    Nothing,
+    /// CFGI_STE: the STE of this stream of the owner's has changed; also the level-1 descriptor above it.
+    Stream(u32),
+    /// CFGI_STE_RANGE and CFGI_ALL: the STEs of the streams from `first` to `last` may have changed.
+    Streams {
+        /// The first StreamID, as the owner knows it.
+        first: u32,
+        /// The last.
+        last: u32,
+    },
+    /// SYNC: everything before it is to be complete, then this is to be signalled.
+    Sync(Completion),
+}
+
+/// How a completed SYNC is told (4.7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completion {
+    /// By CMDQ_CONS alone: SIG_NONE.
+    None,
+    /// SIG_IRQ without MSIAddress: by the wired interrupt.
+    Wired,
+    /// SIG_IRQ: by a 32-bit write of `data` to `address`, a multiple of 4.
+    Msi {
+        /// MSIAddress, as the owner wrote it.
+        address: u64,
+        /// MSIData.
+        data: u32,
+    },
+    /// SIG_SEV: by a wake-up event, which there is none of where IDR0.SEV is 0.
+    Event,
+}
+
 /// The command that the SMMU may be given for one that the owner of a virtual SMMU wrote: `vmid` is the tag of the
 /// virtual SMMU, and `lookup` finds the StreamID of a virtual one.
 ///
-/// Allowed are CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, NH_ASID, NH_VA and NH_VAA, NSNH_ALL (which becomes NH_ALL of the
-/// VMID), ATC_INV where there is ATS, and SYNC with CS = SIG_NONE. What the architecture ignores is dropped: the VMID,
-/// MSI fields of a SYNC without MSI, SubstreamID and Global without SSV.
+/// For an owner that has neither a stream table nor queues of its own, and calls EL2 instead: of what [`read`] allows there are
+/// only invalidations, and SYNC with CS = SIG_NONE.
 ///
 /// # Errors
 /// [`Illegal`], for the first rule that is broken.
@@ -101,31 +138,90 @@ pub fn check(
     vmid: u16,
     lookup: impl Fn(u32) -> Option<u32>,
 ) -> Result<Command, Illegal> {
+    match command.opcode() {
+        opcode::CFGI_STE | opcode::CFGI_STE_RANGE => return Err(Illegal::StreamTable),
+        prefetch @ (opcode::PREFETCH_CONFIG | opcode::PREFETCH_ADDR) => {
+            return Err(Illegal::Opcode(prefetch));
+        }
+        _ => {}
+    }
+    match read(command, limits, vmid, lookup)? {
+        Request::Invalidate(command) => Ok(command),
+        Request::Sync(Completion::None) => Ok(Command::sync()),
+        Request::Sync(_) => Err(Illegal::CompletionSignal(completion_signal(command))),
+        Request::Nothing | Request::Stream(_) | Request::Streams { .. } => {
+            Err(Illegal::Opcode(command.opcode()))
+        }
+    }
+}
+
+/// What a command that the owner of a virtual SMMU wrote asks for: `vmid` is the tag of the virtual SMMU, and `lookup` finds the
+/// StreamID of a virtual one.
+///
+/// Allowed are CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, NH_ASID, NH_VA and NH_VAA, NSNH_ALL (which becomes NH_ALL of the
+/// VMID), ATC_INV where there is ATS, the commands about the stream table, prefetches, and SYNC. What the architecture ignores is
+/// dropped: the VMID, MSI fields of a SYNC without MSI, SubstreamID and Global without SSV.
+///
+/// # Errors
+/// [`Illegal`], for the first rule that is broken.
+#[inline]
+pub fn read(
+    command: Command,
+    limits: &VsmmuLimits,
+    vmid: u16,
+    lookup: impl Fn(u32) -> Option<u32>,
+) -> Result<Request, Illegal> {
     check_reserved(command)?;
     let Command([word0, word1]) = command;
     let stream = || {
         let written = field::read(word0, field::STREAM) as u32;
         lookup(written).ok_or(Illegal::Stream(written))
     };
-    match command.opcode() {
+    Ok(Request::Invalidate(match command.opcode() {
         opcode::CFGI_CD => {
             let leaf = word1 & field::LEAF != 0;
-            Ok(Command::cfgi_cd(stream()?, check_substream(word0, limits)?, leaf))
+            Command::cfgi_cd(stream()?, check_substream(word0, limits)?, leaf)
         }
-        opcode::CFGI_CD_ALL => Ok(Command::cfgi_cd_all(stream()?)),
-        opcode::TLBI_NH_ALL | opcode::TLBI_NSNH_ALL => Ok(Command::tlbi_nh_all(vmid)),
-        opcode::TLBI_NH_ASID => Ok(Command::tlbi_nh_asid(vmid, check_asid(word0, limits)?)),
+        opcode::CFGI_CD_ALL => Command::cfgi_cd_all(stream()?),
+        opcode::TLBI_NH_ALL | opcode::TLBI_NSNH_ALL => Command::tlbi_nh_all(vmid),
+        opcode::TLBI_NH_ASID => Command::tlbi_nh_asid(vmid, check_asid(word0, limits)?),
         opcode::TLBI_NH_VA => {
-            Ok(Command::tlbi_nh_va(vmid, check_asid(word0, limits)?, check_range(command, limits)?))
+            Command::tlbi_nh_va(vmid, check_asid(word0, limits)?, check_range(command, limits)?)
         }
-        opcode::TLBI_NH_VAA => Ok(Command::tlbi_nh_vaa(vmid, check_range(command, limits)?)),
-        opcode::ATC_INV => check_atc_inv(command, limits, stream),
-        opcode::SYNC => match field::read(word0, field::CS) as u8 {
-            0 => Ok(Command::sync()),
-            cs => Err(Illegal::CompletionSignal(cs)),
+        opcode::TLBI_NH_VAA => Command::tlbi_nh_vaa(vmid, check_range(command, limits)?),
+        opcode::ATC_INV => check_atc_inv(command, limits, stream)?,
+        opcode::SYNC => return Ok(Request::Sync(check_completion(command)?)),
+        opcode::CFGI_STE => return Ok(Request::Stream(field::read(word0, field::STREAM) as u32)),
+        opcode::CFGI_STE_RANGE => return Ok(streams(command)),
+        opcode::PREFETCH_CONFIG | opcode::PREFETCH_ADDR => return Ok(Request::Nothing),
+        other => return Err(Illegal::Opcode(other)),
+    }))
+}
+
+/// The aligned 2^(Range + 1) streams around StreamID (4.3.2).
+const fn streams(Command([word0, word1]): Command) -> Request {
+    let stream = field::read(word0, field::STREAM) as u32;
+    let others = u32::MAX >> (31 - field::read(word1, field::RANGE));
+    Request::Streams { first: stream & !others, last: stream | others }
+}
+
+/// CS of a SYNC.
+const fn completion_signal(Command([word0, _]): Command) -> u8 {
+    field::read(word0, field::CS) as u8
+}
+
+/// CS of a SYNC, and what counts with it (4.7.3).
+const fn check_completion(command: Command) -> Result<Completion, Illegal> {
+    let Command([word0, word1]) = command;
+    Ok(match completion_signal(command) {
+        0b00 => Completion::None,
+        0b01 => match word1 & field::MSI_ADDRESS {
+            0 => Completion::Wired,
+            address => Completion::Msi { address, data: field::read(word0, field::MSI_DATA) as u32 },
         },
-        other => Err(Illegal::Opcode(other)),
-    }
+        0b10 => Completion::Event,
+        reserved => return Err(Illegal::CompletionSignal(reserved)),
+    })
 }
 
 /// The fields of a command that its owner may write: the allow list.
@@ -146,7 +242,12 @@ const fn fields(opcode: u8) -> Result<[u64; 2], Illegal> {
             [field::STREAM | field::SUBSTREAM | field::SSV | field::GLOBAL, field::ADDRESS | field::SIZE]
         }
         opcode::SYNC => [field::CS | field::MSI, field::MSI_ADDRESS],
-        opcode::CFGI_STE | opcode::CFGI_STE_RANGE => return Err(Illegal::StreamTable),
+        opcode::CFGI_STE => [field::STREAM, field::LEAF],
+        opcode::CFGI_STE_RANGE => [field::STREAM, field::RANGE],
+        opcode::PREFETCH_CONFIG => [field::STREAM | field::SUBSTREAM | field::SSV, 0],
+        opcode::PREFETCH_ADDR => {
+            [field::STREAM | field::SUBSTREAM | field::SSV, field::ADDRESS | field::PREFETCH_SPAN]
+        }
         other => return Err(Illegal::Opcode(other)),
     };
     Ok([field::OPCODE | word0, word1])

@@ -15,11 +15,20 @@ pub struct HostTree<'a> {
     /// Where the host's initial RAM disk is: becomes `linux,initrd-start` and `linux,initrd-end`. Without
     /// one, what the tree says is kept.
     pub initrd: Option<PhysRange>,
+    /// Phandles of the SMMUs that the hypervisor emulates: their nodes stay, and so does what points at them.
+    pub smmus: &'a [u32],
+}
+
+impl HostTree<'_> {
+    fn keeps(&self, node: Node<'_>) -> bool {
+        let phandle = node.find("phandle").map_or(0, |value| cells::number(value) as u32);
+        node.compatible().any(|name| name == compatible::SMMU) && self.smmus.contains(&phandle)
+    }
 }
 
 /// Writes the host's tree into `out` and returns its size in bytes. `dtb` may be longer than the tree.
 ///
-/// Nodes that are left out, and each is logged: SMMUs and their PMCGs, ITSs, GICv2m frames, DMA masters without an
+/// Nodes that are left out, and each is logged: SMMUs that are not emulated, all PMCGs, ITSs, GICv2m frames, DMA masters without an
 /// SMMU (fw_cfg, virtio-mmio, PCIe root buses that are disabled or have a Requester ID that no SMMU translates),
 /// and the boot loader's modules in `/chosen`. Properties that point at them go too: `iommus`, `iommu-map`,
 /// `msi-parent`, `msi-map` and their masks. The GIC is no MSI controller any more. `bootargs` of the
@@ -39,7 +48,7 @@ pub fn write_host_tree(dtb: &[u8], out: &mut [u8], changes: &HostTree<'_>) -> Re
         changes,
         strings_bytes: tokens.strings().len(),
         bootargs: kernel_bootargs(root),
-        removed: removed_phandles(tokens)?,
+        removed: removed_phandles(tokens, changes)?,
         address_cells: root_cells("#address-cells", 2)?,
         size_cells: root_cells("#size-cells", 1)?,
         writer: Writer::new(out, tokens.reservations()?)?,
@@ -117,11 +126,11 @@ const MSI_PROPERTIES: [&str; 4] = ["msi-controller", "#msi-cells", "mbi-ranges",
 /// The phandles of the nodes that are left out, and of the GIC, which is left without its MSIs.
 type Phandles = List<u32, 80>;
 
-fn removed_phandles(mut tokens: Tokens<'_>) -> Result<Phandles, DeviceTreeError> {
+fn removed_phandles(mut tokens: Tokens<'_>, changes: &HostTree<'_>) -> Result<Phandles, DeviceTreeError> {
     let mut phandles = List::new();
     loop {
         match tokens.next()? {
-            Token::BeginNode(node) if removal(node).is_some() || is_gic(node) => {
+            Token::BeginNode(node) if (removal(node).is_some() && !changes.keeps(node)) || is_gic(node) => {
                 let Some(phandle) = node.find("phandle") else { continue };
                 let pushed = phandles.push(cells::number(phandle) as u32);
                 pushed.map_err(|full| {
@@ -197,7 +206,7 @@ impl Rewriter<'_, '_> {
                 Token::BeginNode(node) => {
                     self.end_properties()?;
                     let unprotected = || self.is_unprotected_pcie(node).then_some(Removal::Unprotected);
-                    match removal(node).or_else(unprotected) {
+                    match removal(node).filter(|_| !self.changes.keeps(node)).or_else(unprotected) {
                         Some(why) => {
                             self.note(node.name, why);
                             left_out = 1;
@@ -267,7 +276,8 @@ impl Rewriter<'_, '_> {
         let map = node.find("iommu-map").unwrap_or_default();
         let cell = |entry: &[u8], index| entry.chunks_exact(4).nth(index).map_or(0, cells::number) as u32;
         !maps_all(first_bus, last_bus, |rid| {
-            let ours = map.chunks_exact(16).filter(|entry| self.is_removed(cell(entry, 1)));
+            let is_smmu = |phandle| self.is_removed(phandle) || self.changes.smmus.contains(&phandle);
+            let ours = map.chunks_exact(16).filter(|entry| is_smmu(cell(entry, 1)));
             let mut rids = ours.map(|entry| cell(entry, 0)..cell(entry, 0).saturating_add(cell(entry, 3)));
             rids.find(|rids| rids.contains(&rid))
         })

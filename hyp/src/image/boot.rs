@@ -93,7 +93,7 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
     hypervisor.start(boot).unwrap_or_else(|error| stop(&error));
 
     let hypervisor = self::hypervisor();
-    let host = place_host(hypervisor.platform(), &machine, tree, tree_bytes, share.all);
+    let host = place_host(hypervisor, &machine, tree, tree_bytes, share.all);
     enter_stage2().unwrap_or_else(|error| stop(&error));
     hypervisor.set_boot_ticks(read_counter().wrapping_sub(entry_ticks));
     el1::enter(host.kernel, host.tree)
@@ -209,12 +209,13 @@ struct Host {
 
 /// Puts the host's kernel and its device tree in place.
 fn place_host(
-    platform: &Aarch64,
+    hypervisor: &Hypervisor<Aarch64>,
     machine: &Machine,
     tree: PhysRange,
     tree_bytes: &[u8],
     own: PhysRange,
 ) -> Host {
+    let platform = hypervisor.platform();
     let Some(module) = machine.kernel else {
         stop(&"the device tree has no module \"multiboot,kernel\" in /chosen, so there is no host to start");
     };
@@ -232,7 +233,8 @@ fn place_host(
     let room = room.unwrap_or_else(|| stop(&"no RAM is left for the host's device tree"));
     // SAFETY: the room is host RAM that nothing else is in, and EL1 does not run yet.
     let out = unsafe { slice::from_raw_parts_mut(room.start().0 as *mut u8, room.size_bytes() as usize) };
-    let changes = HostTree { reserved: &[own], initrd: machine.ramdisk };
+    let smmus = hypervisor.host_smmu_phandles();
+    let changes = HostTree { reserved: &[own], initrd: machine.ramdisk, smmus: smmus.as_slice() };
     let written = devicetree::write_host_tree(tree_bytes, out, &changes).unwrap_or_else(|error| stop(&error));
     clean(platform, room.start(), written as u64);
     log::info!("host kernel at {kernel}, its device tree at {}", room.start());

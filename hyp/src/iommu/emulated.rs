@@ -6,6 +6,7 @@
 
 use abi::Principal;
 use smmuv3::command::{Command, opcode};
+use smmuv3::features::IdRegisters;
 use smmuv3::ste::{Ats, Stage1Claim, Stage1Config};
 use smmuv3::vsmmu::VsmmuLimits;
 
@@ -67,7 +68,6 @@ impl Iommu {
         let vmid = registry.vmids.get_mut(usize::from(smmu))?.allocate(p).ok()?;
         registry.put_domain(domain, Principal::Host, Kind::Emulated { smmu, vmid }).ok()?;
         device.vmids().set(p, vmid, VmidOwner::Domain(domain), false);
-        device.set_driver_vmid(vmid);
         let limits = VsmmuLimits::new(&device.features, self.most_ats(usize::from(smmu), &device.features));
         Some(Emulated { smmu, domain, vmid, limits })
     }
@@ -129,6 +129,19 @@ impl Iommu {
         }
         self.switch(p, &mut registry, stream, from.as_ref(), to.as_ref(), pages)?;
         verdict
+    }
+
+    /// Says whether the host's driver has turned the SMMU on: then events of its streams, and of those that nobody has, are its to see.
+    pub fn set_driver(&self, emulated: &Emulated, is_on: bool) {
+        if let Some(device) = self.set.get(usize::from(emulated.smmu)) {
+            device.set_driver_vmid(if is_on { emulated.vmid } else { 0 });
+        }
+    }
+
+    /// The ID registers of an SMMU as the host's driver finds them; `None` if there is no such SMMU.
+    pub fn driver_id_registers(&self, smmu: usize) -> Option<IdRegisters> {
+        let features = &self.set.get(smmu)?.features;
+        Some(features.for_emulation(self.most_ats(smmu, features)))
     }
 
     /// Whether the host's driver has the stream, and it is not parked.

@@ -131,6 +131,7 @@ impl Smmu {
         let event_log2 = self.features.event_queue_log2.min(event_queue::LOG2_ENTRIES);
         let command_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
         let event_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
+        self.driver_events.get_mut().place(pages.take_run(0).ok_or(Cause::NoMemory)?);
         self.vmids = VmidTable::new(p, pages.take_run(VmidTable::ORDER).ok_or(Cause::NoMemory)?);
         // The stream table before the SMMU can read it.
         p.full_barrier();

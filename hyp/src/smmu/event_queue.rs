@@ -101,42 +101,52 @@ impl EventRing {
     }
 }
 
-/// Events of one SMMU that wait for the host's own driver, as the SMMU wrote them.
+/// Events of one SMMU that wait for the host's own driver, as the SMMU wrote them, in a page of EL2's.
 pub(super) struct DriverEvents {
-    records: [EventRecord; Self::MAX],
-    /// Place of the oldest record.
-    oldest: usize,
-    waiting: usize,
+    page: PhysAddr,
+    /// Events that came in.
+    pushed: u64,
+    /// Events that were taken out.
+    taken: u64,
     /// Some were lost since [`DriverEvents::take_overflow`] was last asked.
     overflowed: bool,
 }
 
 impl DriverEvents {
     /// More than these are lost, as an SMMU loses what does not fit into its queue.
-    const MAX: usize = 32;
+    const MAX: u64 = 4096 / EVENT_BYTES;
 
     pub(super) const fn new() -> Self {
-        Self { records: [EventRecord([0; 4]); Self::MAX], oldest: 0, waiting: 0, overflowed: false }
+        Self { page: PhysAddr(0), pushed: 0, taken: 0, overflowed: false }
     }
 
-    pub(super) fn push(&mut self, record: EventRecord) {
-        match self.records.get_mut((self.oldest + self.waiting) % Self::MAX) {
-            Some(place) if self.waiting < Self::MAX => {
-                *place = record;
-                self.waiting += 1;
-            }
-            _ => self.overflowed = true,
+    /// Takes the page that events are kept in, before there are any.
+    pub(super) fn place(&mut self, page: PhysAddr) {
+        self.page = page;
+    }
+
+    const fn at(&self, count: u64) -> PhysAddr {
+        self.page.offset(count % Self::MAX * EVENT_BYTES)
+    }
+
+    pub(super) fn push<P: Platform>(&mut self, p: &P, EventRecord(words): EventRecord) {
+        if self.pushed.wrapping_sub(self.taken) >= Self::MAX {
+            self.overflowed = true;
+            return;
         }
+        for (offset, word) in (0..).step_by(8).zip(words) {
+            p.write_u64(self.at(self.pushed).offset(offset), word);
+        }
+        self.pushed = self.pushed.wrapping_add(1);
     }
 
-    pub(super) fn take(&mut self) -> Option<EventRecord> {
-        if self.waiting == 0 {
+    pub(super) fn take<P: Platform>(&mut self, p: &P) -> Option<EventRecord> {
+        if self.pushed == self.taken {
             return None;
         }
-        let record = *self.records.get(self.oldest)?;
-        self.oldest = (self.oldest + 1) % Self::MAX;
-        self.waiting -= 1;
-        Some(record)
+        let at = self.at(self.taken);
+        self.taken = self.taken.wrapping_add(1);
+        Some(read_record(p, at))
     }
 
     pub(super) fn lose(&mut self) {
@@ -146,6 +156,10 @@ impl DriverEvents {
     pub(super) fn take_overflow(&mut self) -> bool {
         core::mem::take(&mut self.overflowed)
     }
+}
+
+fn read_record<P: Platform>(p: &P, at: PhysAddr) -> EventRecord {
+    EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset))))
 }
 
 /// What [`EventQueue::drain`] found besides events.
@@ -214,7 +228,7 @@ impl EventQueue {
         p.full_barrier();
         for _ in 0..read {
             let at = self.base.offset((self.consumed & (entries - 1)) * EVENT_BYTES);
-            sink(EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset)))));
+            sink(read_record(p, at));
             self.consumed = self.consumed.wrapping_add(1);
         }
         self.consumed = self.consumed.wrapping_add(skipped);

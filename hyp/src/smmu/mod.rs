@@ -302,7 +302,7 @@ impl Set {
                 match smmu.reader_of(p, event.stream) {
                     Reader::Nobody => {}
                     Reader::Caller => ring.push(RecordedEvent::new(index, &event)),
-                    Reader::Driver => driver.push(record),
+                    Reader::Driver => driver.push(p, record),
                 }
             });
             ring.drained = ring.drained.wrapping_add(drained.events);
@@ -326,11 +326,11 @@ impl Set {
     /// The oldest event of an SMMU that the host's driver may see, as the SMMU wrote it; those in the hardware queue are looked for.
     pub(crate) fn take_driver_event<P: Platform>(&self, p: &P, index: usize) -> Option<EventRecord> {
         let smmu = self.get(index)?;
-        if let Some(record) = smmu.driver_events.lock().take() {
+        if let Some(record) = smmu.driver_events.lock().take(p) {
             return Some(record);
         }
         self.drain_events_of(p, index);
-        smmu.driver_events.lock().take()
+        smmu.driver_events.lock().take(p)
     }
 
     /// Whether events that the host's driver might have seen were lost since the last call.

@@ -10,6 +10,10 @@ pub(crate) const SUBSTREAM: u64 = 0xf_ffff << 12;
 pub(crate) const GLOBAL: u64 = 1 << 9;
 /// Word 0 of ATC_INV: SSV, the command has a SubstreamID.
 pub(crate) const SSV: u64 = 1 << 11;
+/// Word 1 of PREFETCH_ADDR: Size and Stride.
+pub(crate) const PREFETCH_SPAN: u64 = 0x3ff;
+/// Word 1 of CFGI_STE_RANGE: Range.
+pub(crate) const RANGE: u64 = 0x1f;
 /// Word 1 of ATC_INV: Size.
 pub(crate) const SIZE: u64 = 0x3f;
 
@@ -32,6 +36,8 @@ pub(crate) const ADDRESS: u64 = !0xfff;
 
 /// Word 0 of SYNC: CS, how its completion is signalled.
 pub(crate) const CS: u64 = 0b11 << 12;
+/// Word 0 of SYNC: MSIData.
+pub(crate) const MSI_DATA: u64 = 0xffff_ffff << 32;
 /// Word 0 of SYNC: MSH, MSIAttr and MSIData, which count with CS = SIG_IRQ only.
 pub(crate) const MSI: u64 = 0b11 << 22 | 0xf << 24 | 0xffff_ffff << 32;
 /// Word 1 of SYNC: MSIAddress, which counts with CS = SIG_IRQ only.

@@ -6,6 +6,8 @@ use crate::ste::Ats;
 
 /// log2 of the commands that an owner can send at once.
 const COMMANDS_LOG2: u32 = 6;
+/// log2 of the entries that a queue has at the most (3.5.1).
+const QUEUE_LOG2: u32 = 19;
 /// Width of the StreamIDs that an owner chooses.
 const STREAM_BITS: u32 = 32;
 /// STALL_MODEL: faults terminate.
@@ -58,6 +60,20 @@ impl Features {
             + IDR5::VAX.val(vax);
         IdRegisters { idr0: idr0.value, idr1: idr1.value, idr3: idr3.value, idr5: idr5.value, iidr: 0 }
     }
+
+    /// The ID registers of an emulated SMMU, which has stage 1 as [`Features::for_owner`] says, and a stream table,
+    /// queues and MSIs that EL2 works with in software, so that they do not depend on the hardware: two-level stream
+    /// tables over the StreamIDs of this SMMU, queues of up to 2^19 entries, MSIs of CMD_SYNC.
+    ///
+    /// TERM_MODEL is 1: a driver that always asks for an abort (CD.A = 1) is right on any hardware.
+    pub fn for_emulation(&self, ats: Ats) -> IdRegisters {
+        let owner = self.for_owner(ats);
+        let idr0 = IDR0::MSI::SET + IDR0::TERM_MODEL::SET + IDR0::ST_LEVEL::TwoLevel;
+        let idr1 = IDR1::SIDSIZE.val(self.stream_bits.into())
+            + IDR1::CMDQS.val(QUEUE_LOG2)
+            + IDR1::EVENTQS.val(QUEUE_LOG2);
+        IdRegisters { idr0: idr0.modify(owner.idr0), idr1: idr1.modify(owner.idr1), ..owner }
+    }
 }
 
 #[cfg(test)]
@@ -105,6 +121,23 @@ mod tests {
         };
         assert_eq!(owner, expected);
         assert_eq!(all.for_owner(Ats::SplitStage).idr0 >> 24 & 0b11, 0b01, "STALL_MODEL");
+    }
+
+    #[test]
+    fn an_emulated_smmu_has_queues_and_a_stream_table_besides() {
+        let all = Features::probe(&ALL);
+        let owner = Features::probe(&all.for_owner(Ats::SplitStage));
+        let ids = all.for_emulation(Ats::SplitStage);
+        let expected = Features {
+            msi: true,
+            two_level_stream_table: true,
+            stream_bits: 16,
+            command_queue_log2: 19,
+            event_queue_log2: 19,
+            ..owner
+        };
+        assert_eq!(Features::probe(&ids), expected);
+        assert_eq!(ids.idr0 >> 24 & 0b111, 0b101, "TERM_MODEL and STALL_MODEL");
     }
 
     #[test]

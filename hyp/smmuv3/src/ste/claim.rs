@@ -177,6 +177,18 @@ impl Stage1Claim {
         ])
     }
 
+    /// Whether V is set.
+    pub const fn is_valid(&self) -> bool {
+        let [word0, _] = self.0;
+        word0 & V != 0
+    }
+
+    /// Whether nothing passes: V is clear, or Config is abort.
+    pub const fn aborts(&self) -> bool {
+        let [word0, _] = self.0;
+        word0 & V == 0 || word0 & CONFIG == CONFIG_ABORT
+    }
+
     /// The field of a word that `mask` covers, as a number.
     const fn field(&self, word: usize, mask: u64) -> u8 {
         let [word0, word1] = self.0;

@@ -1,0 +1,174 @@
+//! An emulated SMMU: what the host's own driver finds at the registers of an SMMU that EL2 owns (IHI 0070, chapters 3, 6 and 7).
+//!
+//! The driver sees an SMMU with stage 1 alone. Its command queue, event queue and stream table are memory of the host's,
+//! read when needed, once. Commands are checked by the one allow list ([`smmuv3::vsmmu`]); an STE says what stage 1 does, and
+//! EL2 adds stage 2. What becomes of that is behind [`Backend`].
+//!
+//! An access is bounded: a step does work of [`STEP_UNITS`] at the most, and answers [`Progress::Again`] when there is more. Then the same
+//! store is made again. Nothing the host writes is an error of EL2's: where IHI 0070 leaves a choice, an illegal write is ignored.
+//!
+//! # What is chosen where IHI 0070 leaves it open
+//! * Registers take aligned accesses of 4 and 8 bytes; other accesses read as zero and ignore writes (6.2). A store of 8 bytes to two
+//!   registers is two stores, the lower first.
+//! * Guarded registers ignore writes while they are guarded, as from SMMUv3.2 on.
+//! * Writes of GERRORN change the bits of active errors alone.
+//! * While queue indexes are inconsistent nothing is consumed, and an event queue counts as full (3.5.1).
+//! * While SMMUEN is 0, and whatever GBPA is set to, all transactions abort, and GBPA reads so.
+//! * The wired interrupt of CMD_SYNC is for SIG_IRQ without MSIAddress. MSIs of the event queue and of global errors are never sent.
+//! * A command whose StreamID is none of the host's has no effect (4.1.7).
+//! * An STE that the host may not have makes the stream abort, and C_BAD_STE is recorded when that is noticed, and again when a transaction of it is.
+//! * An STE that cannot be read gives F_STE_FETCH, in a walk over many streams once; so does one that EL2 has no memory for: the
+//!   stream aborts until the driver invalidates that STE again.
+//! * Invalidations that the SMMU did not complete give CERROR_ABT at the first of them, or with an ATC_INV among them CERROR_ATC_INV_SYNC after
+//!   them: acknowledged, they are tried again, or go on. An SMMU that is dead is in service failure mode (12.3).
+
+mod backend;
+mod command_queue;
+mod control;
+mod event_queue;
+mod global_error;
+mod registers;
+mod stream_table;
+
+pub use backend::{Backend, DrainedEvent, Fault, Interrupt, NotHost, SetStreamError};
+
+use smmuv3::command::Command;
+use smmuv3::features::IdRegisters;
+use smmuv3::registers::{
+    CMDQ_PROD_OFFSET, CR0_OFFSET, EVENTQ_BASE_OFFSET, EVENTQ_PROD_OFFSET, GERRORN_OFFSET, PAGE1, SPACE_BYTES,
+};
+use smmuv3::vsmmu::VsmmuLimits;
+
+use crate::memory::Progress;
+use control::Translation;
+use registers::RegisterFile;
+use stream_table::Walk;
+
+/// What one access may do, in units of which a command is one, a look at an STE one, and a stream that is set [`SET_UNITS`]. A unit is
+/// some hundred instructions, so that a step stays below EL2's bound of 250,000.
+pub const STEP_UNITS: u32 = 256;
+/// Units of setting a stream.
+pub const SET_UNITS: u32 = 16;
+/// Commands that are read and forwarded at once: what Linux writes at once.
+const BATCH: usize = 64;
+
+/// What is left of a step.
+#[derive(Debug)]
+struct Budget(u32);
+
+impl Budget {
+    const fn new() -> Self {
+        Self(STEP_UNITS)
+    }
+
+    /// Takes `units`; false when they are not there.
+    const fn take(&mut self, units: u32) -> bool {
+        match self.0.checked_sub(units) {
+            Some(left) => {
+                self.0 = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// One emulated SMMU. All of its streams abort when it is made.
+#[derive(Debug)]
+pub struct EmulatedSmmu {
+    ids: IdRegisters,
+    limits: VsmmuLimits,
+    vmid: u16,
+    registers: RegisterFile,
+    translation: Translation,
+    /// What is left of the CFGI_STE_RANGE that CMDQ_CONS points to.
+    range: Option<Walk>,
+    /// The SMMU is dead: service failure mode.
+    failed: bool,
+    /// Commands that were read from the queue, and what is forwarded of them.
+    batch: [Command; BATCH],
+}
+
+impl EmulatedSmmu {
+    /// An SMMU out of reset, with these ID registers ([`smmuv3::features::Features::for_emulation`]) and limits, whose streams have
+    /// `vmid`. The back-end has all of its streams abort.
+    pub const fn new(ids: IdRegisters, limits: VsmmuLimits, vmid: u16) -> Self {
+        Self {
+            ids,
+            limits,
+            vmid,
+            registers: RegisterFile::new(),
+            translation: Translation::Off,
+            range: None,
+            failed: false,
+            batch: [Command([0; 2]); BATCH],
+        }
+    }
+
+    /// A load of `size_bytes` at `offset` bytes into the register space.
+    ///
+    /// Loads of EVENTQ_PROD first take events from the SMMU. Other offsets than those of registers read as zero.
+    #[inline]
+    pub fn read(&mut self, backend: &impl Backend, offset: u64, size_bytes: u8) -> u64 {
+        if offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1 {
+            self.deliver_events(backend);
+        }
+        match (size_bytes, offset % 8) {
+            (4, 0 | 4) => u64::from(self.registers.read(&self.ids, offset)),
+            (8, 0) => {
+                let low = self.registers.read(&self.ids, offset);
+                u64::from(self.registers.read(&self.ids, offset | 4)) << 32 | u64::from(low)
+            }
+            _ => 0,
+        }
+    }
+
+    /// A store of `size_bytes` at `offset` bytes into the register space.
+    ///
+    /// With [`Progress::Again`] the same store is to be made again: the state of the SMMU is good between the two, but
+    /// not all that the store asks for is done.
+    #[inline]
+    pub fn write(&mut self, backend: &impl Backend, offset: u64, size_bytes: u8, value: u64) -> Progress {
+        match (size_bytes, offset % 8) {
+            (4, 0 | 4) => self.write_u32(backend, offset, value as u32),
+            (8, 0) => {
+                let low = self.write_u32(backend, offset, value as u32);
+                let high = self.write_u32(backend, offset | 4, (value >> 32) as u32);
+                if low == Progress::Again { low } else { high }
+            }
+            _ => Progress::Done,
+        }
+    }
+
+    /// A store of a word. What only the register itself changes by is the register file's.
+    fn write_u32(&mut self, backend: &impl Backend, offset: u64, value: u32) -> Progress {
+        match offset {
+            CMDQ_PROD_OFFSET => {
+                self.registers.set_cmdq_prod(value);
+                self.consume(backend)
+            }
+            GERRORN_OFFSET => {
+                self.registers.acknowledge(value);
+                self.consume(backend)
+            }
+            CR0_OFFSET => {
+                self.registers.set_cr0(&self.ids, value);
+                self.update(backend)
+            }
+            _ => {
+                self.registers.write(offset, value);
+                Progress::Done
+            }
+        }
+    }
+
+    /// Looks at the STE of a stream again: for a stream that came back to the host.
+    pub fn refresh_stream(&mut self, backend: &impl Backend, stream: u32) {
+        if self.is_active() && backend.next_stream(stream) == Some(stream) {
+            self.set_from_table(backend, stream);
+        }
+    }
+}
+
+/// Offsets of registers are those of page 0 and page 1.
+const _: () = assert!(EVENTQ_BASE_OFFSET < PAGE1 && PAGE1 < SPACE_BYTES);

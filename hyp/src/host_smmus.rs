@@ -1,0 +1,331 @@
+//! The SMMUs that the host's own drivers find: which access goes to which emulated SMMU, and what these ask of the rest of EL2.
+//!
+//! The lock of an emulated SMMU comes before all others.
+
+use core::cell::Cell;
+
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::command::Command;
+use smmuv3::event::EventRecord;
+use smmuv3::invalidation::MAX_SMMUS;
+use smmuv3::registers::{CR0_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET};
+use smmuv3::ste::Stage1Claim;
+use spin::{Mutex, Once};
+
+use crate::devicetree::{Machine, SmmuInterrupts};
+use crate::emulation::{Backend, DrainedEvent, EmulatedSmmu, Fault, Interrupt, NotHost, SetStreamError};
+use crate::hypervisor::Hypervisor;
+use crate::iommu::{Emulated, Iommu, StreamRefused};
+use crate::list::List;
+use crate::memory::{Ownership, Progress};
+use crate::platform::Platform;
+use crate::smmu::Condition;
+
+/// GICD_ISPENDR0 (IHI 0069, 12.9), a bit for each INTID.
+const GICD_ISPENDR: u64 = 0x200;
+/// Bytes of the unit of ownership at the least.
+const PAGE_BYTES: u64 = 0x1000;
+/// Streams that one step of [`Backend::abort_all_step`] looks at, and those that it sets, at the most.
+const LOOKS_PER_STEP: usize = 1024;
+const ABORTS_PER_STEP: usize = 8;
+
+/// The emulated SMMUs, by the index of the SMMU that they stand for; nothing where it cannot translate by both stages. Each is made in its
+/// place: all of them together are more than a stack holds.
+pub(crate) struct HostSmmus {
+    smmus: [Once<HostSmmu>; MAX_SMMUS],
+}
+
+struct HostSmmu {
+    registers: PhysRange,
+    emulation: Mutex<Emulation>,
+}
+
+struct Emulation {
+    front: EmulatedSmmu,
+    back: Back,
+}
+
+/// What belongs to an emulated SMMU behind its registers.
+struct Back {
+    iommu: Emulated,
+    /// StreamIDs that devices behind the SMMU can have, each first and last.
+    streams: List<(u32, u32), 16>,
+    interrupts: SmmuInterrupts,
+    gicd: PhysAddr,
+    /// Where [`Backend::abort_all_step`] goes on.
+    next_to_abort: Cell<u32>,
+}
+
+/// A load or a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// What a load reads; 0 for a store.
+    Done(u64),
+    /// The same store is to be made again.
+    Again,
+}
+
+impl HostSmmus {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self { smmus: [const { Once::new() }; MAX_SMMUS] }
+    }
+
+    /// Those of a machine whose SMMUs are up.
+    pub(crate) fn start<P: Platform>(&self, p: &P, iommu: &Iommu, machine: &Machine) {
+        for ((index, node), place) in (0u8..).zip(machine.smmus.iter()).zip(&self.smmus) {
+            let Some(emulated) = iommu.create_emulated(p, index) else { continue };
+            let Some(ids) = iommu.driver_id_registers(usize::from(index)) else { continue };
+            let front = EmulatedSmmu::new(ids, emulated.limits, emulated.vmid);
+            let back = Back {
+                iommu: emulated,
+                streams: streams_of(machine, node.phandle),
+                interrupts: node.interrupts,
+                gicd: machine.gicd.start(),
+                next_to_abort: Cell::new(0),
+            };
+            place.call_once(|| HostSmmu {
+                registers: node.registers,
+                emulation: Mutex::new(Emulation { front, back }),
+            });
+        }
+    }
+
+    fn at(&self, address: PhysAddr) -> Option<(&Mutex<Emulation>, u64)> {
+        let smmu = self.smmus.iter().filter_map(Once::get).find(|smmu| smmu.registers.contains(address))?;
+        Some((&smmu.emulation, address.0.wrapping_sub(smmu.registers.start().0)))
+    }
+}
+
+/// The StreamIDs that Requester IDs are mapped to.
+fn streams_of(machine: &Machine, phandle: u32) -> List<(u32, u32), 16> {
+    let mut streams = List::new();
+    let maps = machine.pcie.iter().flat_map(|node| node.iommu_map.iter());
+    for map in maps.filter(|map| phandle != 0 && map.phandle == phandle && map.length != 0) {
+        let last = map.stream_base.saturating_add(map.length - 1);
+        if streams.push((map.stream_base, last)).is_err() {
+            log::warn!(
+                "streams from {:#x} on stay parked: an SMMU has too many ranges of them",
+                map.stream_base
+            );
+        }
+    }
+    streams
+}
+
+/// Phandles of SMMUs.
+#[derive(Clone, Copy, Debug)]
+pub struct SmmuPhandles {
+    phandles: [u32; MAX_SMMUS],
+    count: usize,
+}
+
+impl SmmuPhandles {
+    /// The phandles, none of which is 0.
+    pub fn as_slice(&self) -> &[u32] {
+        self.phandles.get(..self.count).unwrap_or_default()
+    }
+}
+
+impl<P: Platform> Hypervisor<P> {
+    /// The phandles of the SMMUs that the host has, for its device tree.
+    pub fn host_smmu_phandles(&self) -> SmmuPhandles {
+        let mut found = SmmuPhandles { phandles: [0; MAX_SMMUS], count: 0 };
+        let nodes = self.machine().into_iter().flat_map(|machine| machine.smmus.iter());
+        for (node, smmu) in nodes.zip(&self.host_smmus.smmus) {
+            if smmu.is_completed()
+                && node.phandle != 0
+                && let Some(place) = found.phandles.get_mut(found.count)
+            {
+                *place = node.phandle;
+                found.count += 1;
+            }
+        }
+        found
+    }
+
+    /// A load or a store of the host's in the registers of an SMMU that it has; `None` if there is none at the address.
+    #[inline]
+    pub(crate) fn host_smmu_access(
+        &self,
+        address: PhysAddr,
+        size_bytes: u8,
+        write: Option<u64>,
+    ) -> Option<Outcome> {
+        let (emulated, offset) = self.host_smmus.at(address)?;
+        let mut emulated = emulated.lock();
+        let Emulation { front, back } = &mut *emulated;
+        let backend = HostBackend { hypervisor: self, back };
+        let Some(value) = write else {
+            return Some(Outcome::Done(front.read(&backend, offset, size_bytes)));
+        };
+        let progress = front.write(&backend, offset, size_bytes, value);
+        if offset == IRQ_CTRL_OFFSET {
+            backend.mirror_interrupts(front.read(&backend, IRQ_CTRL_OFFSET, 4) as u32);
+        }
+        if offset == CR0_OFFSET {
+            self.iommu.set_driver(&back.iommu, front.is_active());
+        }
+        Some(match progress {
+            Progress::Done => Outcome::Done(0),
+            Progress::Again => Outcome::Again,
+        })
+    }
+}
+
+/// The rest of EL2, as an emulated SMMU sees it.
+struct HostBackend<'a, P: Platform> {
+    hypervisor: &'a Hypervisor<P>,
+    back: &'a Back,
+}
+
+impl<P: Platform> HostBackend<'_, P> {
+    /// Has the SMMU interrupt as its driver wants it to. One that does not take it interrupts as before.
+    fn mirror_interrupts(&self, irq_ctrl: u32) {
+        let Self { hypervisor, back } = self;
+        let (events, errors) =
+            (IRQ_CTRL::EVENTQ_IRQEN.is_set(irq_ctrl), IRQ_CTRL::GERROR_IRQEN.is_set(irq_ctrl));
+        if let Some(device) = hypervisor.iommu.set().get(usize::from(back.iommu.smmu)) {
+            let _ = device.set_interrupts(&hypervisor.platform, events, errors);
+        }
+    }
+
+    fn fault(&self) -> Fault {
+        let device = self.hypervisor.iommu.set().get(usize::from(self.back.iommu.smmu));
+        match device.map(|device| device.condition()) {
+            Some(Condition::Running | Condition::Off) => Fault::Incomplete,
+            Some(Condition::Dead | Condition::Lost) | None => Fault::Dead,
+        }
+    }
+
+    /// Looks at or changes `size_bytes` of host memory, at a multiple of that, while the host owns it.
+    #[inline]
+    fn with_host<T>(
+        &self,
+        address: PhysAddr,
+        size_bytes: u64,
+        act: impl FnOnce(&P) -> T,
+    ) -> Result<T, NotHost> {
+        let p = &self.hypervisor.platform;
+        let memory: &Ownership = &self.hypervisor.memory.lock();
+        let last = address.0.checked_add(size_bytes.wrapping_sub(1)).ok_or(NotHost)?;
+        memory.check_host_page(p, address).map_err(|_| NotHost)?;
+        if (address.0 ^ last) >= PAGE_BYTES {
+            memory.check_host_page(p, PhysAddr(last)).map_err(|_| NotHost)?;
+        }
+        Ok(act(p))
+    }
+}
+
+impl<P: Platform> Backend for HostBackend<'_, P> {
+    fn read_host<const N: usize>(&self, address: PhysAddr) -> Result<[u64; N], NotHost> {
+        self.with_host(address, N as u64 * 8, |p| {
+            core::array::from_fn(|word| p.read_host_u64(address.offset(word as u64 * 8)))
+        })
+    }
+
+    #[inline]
+    fn read_commands(&self, address: PhysAddr, commands: &mut [Command]) -> Result<(), NotHost> {
+        self.with_host(address, commands.len() as u64 * 16, |p| {
+            for (at, command) in (address.0..).step_by(16).zip(commands) {
+                command.0 = [p.read_host_u64(PhysAddr(at)), p.read_host_u64(PhysAddr(at.wrapping_add(8)))];
+            }
+        })
+    }
+
+    fn write_event(&self, address: PhysAddr, EventRecord(words): EventRecord) -> Result<(), NotHost> {
+        self.with_host(address, 32, |p| {
+            for (at, word) in (address.0..).step_by(8).zip(words) {
+                p.write_host_u64(PhysAddr(at), word);
+            }
+        })
+    }
+
+    #[inline]
+    fn write_host_u32(&self, address: PhysAddr, value: u32) -> Result<(), NotHost> {
+        self.with_host(address, 4, |p| p.write_host_u32(address, value))
+    }
+
+    fn next_stream(&self, from: u32) -> Option<u32> {
+        let ranges = self.back.streams.iter().filter(|(_, last)| from <= *last);
+        ranges.map(|(first, _)| from.max(*first)).min()
+    }
+
+    fn hosts_stream(&self, stream: u32) -> Option<u32> {
+        let Self { hypervisor, back } = self;
+        hypervisor.iommu.is_emulated_stream(&hypervisor.platform, &back.iommu, stream).then_some(stream)
+    }
+
+    fn set_stream(&self, stream: u32, claim: Option<Stage1Claim>) -> Result<(), SetStreamError> {
+        let Self { hypervisor, back } = self;
+        let (iommu, p) = (&hypervisor.iommu, &hypervisor.platform);
+        let set = |claim| iommu.set_emulated_stream(p, &back.iommu, stream, claim, &mut hypervisor.pages());
+        let claim = claim.unwrap_or(Stage1Claim::ABORT);
+        let result = match set(claim) {
+            // What it was before is not what its driver wants: nothing may pass.
+            Err(StreamRefused::NoMemory) => set(Stage1Claim::ABORT).and(Err(StreamRefused::NoMemory)),
+            other => other,
+        };
+        result.map_err(|refused| match refused {
+            StreamRefused::BadSte | StreamRefused::BadStreamId => SetStreamError::Refused,
+            StreamRefused::NoMemory => SetStreamError::NoMemory,
+            StreamRefused::Busy => SetStreamError::NotHosts,
+            StreamRefused::Hardware => SetStreamError::Fault(self.fault()),
+        })
+    }
+
+    #[inline]
+    fn invalidate(&self, commands: &[Command]) -> Result<(), Fault> {
+        let Self { hypervisor, back } = self;
+        let done = hypervisor.iommu.invalidate_emulated(&hypervisor.platform, &back.iommu, commands);
+        done.map_err(|_| self.fault())
+    }
+
+    fn abort_all_step(&self) -> Result<Progress, Fault> {
+        let mut aborted = 0;
+        for _ in 0..LOOKS_PER_STEP {
+            let Some(stream) = self.next_stream(self.back.next_to_abort.get()) else {
+                self.back.next_to_abort.set(0);
+                return Ok(Progress::Done);
+            };
+            if self.hosts_stream(stream).is_some() {
+                if aborted == ABORTS_PER_STEP {
+                    return Ok(Progress::Again);
+                }
+                aborted += 1;
+                if let Err(SetStreamError::Fault(fault)) = self.set_stream(stream, None) {
+                    return Err(fault);
+                }
+            }
+            match stream.checked_add(1) {
+                Some(next) => self.back.next_to_abort.set(next),
+                None => {
+                    self.back.next_to_abort.set(0);
+                    return Ok(Progress::Done);
+                }
+            }
+        }
+        Ok(Progress::Again)
+    }
+
+    fn next_event(&self) -> Option<DrainedEvent> {
+        let Self { hypervisor, back } = self;
+        let index = usize::from(back.iommu.smmu);
+        let record = hypervisor.iommu.set().take_driver_event(&hypervisor.platform, index)?;
+        let parked = self.hosts_stream(record.decode().stream).is_none();
+        Some(DrainedEvent { record, parked })
+    }
+
+    fn raise(&self, interrupt: Interrupt) {
+        let interrupts = &self.back.interrupts;
+        let intid = match interrupt {
+            Interrupt::EventQueue => interrupts.events,
+            Interrupt::CommandSync => interrupts.sync,
+            Interrupt::GlobalError => interrupts.errors,
+        };
+        if let Some(intid) = intid {
+            let register = self.back.gicd.offset(GICD_ISPENDR + u64::from(intid / 32) * 4);
+            self.hypervisor.platform.write_register_u32(register, 1 << (intid % 32));
+        }
+    }
+}
