@@ -106,6 +106,12 @@ impl Bench {
         Err(Status::Busy)
     }
 
+    /// VMIDs of an SMMU that are in use when nothing is attached: for unattached streams and, where it can nest, for those of the host's own driver.
+    pub fn idle_vmids(&self, smmu: usize) -> u64 {
+        let features = self.call(Function::SmmuFeatures, [smmu as u64, 0, 0, 0]).unwrap_or_default();
+        1 + (features[0] >> 1 & 1)
+    }
+
     /// VMIDs in use and free on an SMMU.
     pub fn tags(&self, smmu: usize) -> (u64, u64) {
         let tags = self.call(Function::SmmuTags, [smmu as u64, 0, 0, 0]);

@@ -12,6 +12,7 @@
 use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
 use crate::model::device::Dma as Reached;
 use crate::model::{ECAM, FW_CFG, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART};
+use host_shim::call::Calls;
 use host_shim::host::{Abort, DMA_VALUE, Device, Dma, Forbidden, Host, Transfer};
 use hyp::esr::{HostAbort, Syndrome};
 use hyp::hypervisor::AbortAction;
@@ -177,7 +178,11 @@ impl Host for Bench {
             2 => ("the UART", UART.start, false, UART.start),
             3 => ("fw_cfg", FW_CFG.start, true, UART.start),
             4 => ("the ITS", ITS.start, true, UART.start),
-            n if n - 5 < smmus => ("an SMMU", SMMU_BASE + SMMU_BYTES * (n as u64 - 5), true, UART.start),
+            n if n - 5 < smmus => {
+                // Where it can nest, the CPU finds an SMMU of its own there.
+                let nests = self.smmu_features(n - 5).is_ok_and(|ids| ids.idr0 & 1 << 1 != 0);
+                ("an SMMU", SMMU_BASE + SMMU_BYTES * (n as u64 - 5), !nests, UART.start)
+            }
             _ => return None,
         };
         Some(Forbidden { name, address, cpu_refused, cpu_control })

@@ -78,7 +78,7 @@ fn each_step_is_bounded_and_the_guest_is_gone_at_the_end() {
         assert!(bench.reaches(2, 0, SCRATCH + (5 << 20)), "the control: the host has it");
         assert_eq!(bench.machine().memory.read(SCRATCH + 16 * unit), Some(0), "wiped");
         for smmu in 0..2 {
-            assert_eq!(bench.tags(smmu).0, 1);
+            assert_eq!(bench.tags(smmu).0, bench.idle_vmids(smmu));
             assert_eq!((bench.dma(smmu, 0, ARENA), bench.dma(smmu, 1, ARENA)), (None, None));
         }
     }

@@ -10,6 +10,7 @@ use host_shim::devices::{edu, nvme, testdev};
 use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, Transfer};
 use host_shim::pci::{self, Function};
 use host_shim::tree::{Run, Tree};
+use smmuv3::features::Features;
 
 /// The most SMMUs.
 const MAX_SMMUS: usize = 8;
@@ -343,10 +344,12 @@ impl Host for Machine {
         if index < self.count * SMMU_REGISTERS.len() {
             let (smmu, register) = (index / SMMU_REGISTERS.len(), index % SMMU_REGISTERS.len());
             let address = self.bases.get(smmu)? + SMMU_REGISTERS.get(register)?;
+            // Where it can nest, the CPU finds an SMMU of its own there.
+            let nests = self.smmu_features(smmu).is_ok_and(|ids| Features::probe(&ids).stage1);
             return Some(Forbidden {
                 name: "SMMU registers",
                 address,
-                cpu_refused: true,
+                cpu_refused: !nests,
                 cpu_control: UART_PERIPHERAL_ID,
             });
         }

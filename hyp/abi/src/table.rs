@@ -513,7 +513,7 @@ pub const TABLE: &[Call] = &[
     Call {
         function: Function::SmmuTags,
         name: "SMMU_TAGS",
-        doc: "How many VMIDs of an SMMU are in use and free. One is in use for the streams that nobody attached; the others are those of domains and vSMMUs.",
+        doc: "How many VMIDs of an SMMU are in use and free. One is in use for the streams that nobody attached and, where the SMMU can nest, one for those of the host's own driver; the others are those of domains and vSMMUs.",
         arguments: &[SMMU],
         results: &[register("used", "VMIDs in use"), register("free", "VMIDs that are free")],
         errors: &[Status::UnknownSmmu],

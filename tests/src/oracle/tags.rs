@@ -94,7 +94,7 @@ pub(super) fn check(view: &View, smmu: usize) -> Result<Tags, String> {
             return Err(format!("DOMAIN_TAG of {handle:#x} says {said:x?}, and not {wanted:x?}"));
         }
     }
-    let in_use = (tags.0.len() - is_parked + 1) as u64;
+    let in_use = (tags.0.len() - is_parked) as u64 + bench.idle_vmids(smmu);
     let (used, free) = bench.tags(smmu);
     let described = bench.call(Function::SmmuDescribe, [smmu as u64, 0, 0, 0]).unwrap_or_default()[2];
     if used != in_use || described & 0xffff != used - 1 || used + free != described >> 16 {

@@ -278,7 +278,7 @@ pub fn tear_down_all(bench: &Bench) -> Result<(), String> {
     tests::oracle::check(bench)?;
     for smmu in 0..bench.devices.len() {
         let (used, _) = bench.tags(smmu);
-        if used != 1 {
+        if used != bench.idle_vmids(smmu) {
             return Err(format!("SMMU {smmu}: {used} VMIDs are in use, and nothing is attached"));
         }
         let left = bench.machine().smmus[smmu].cached().find(|cached| cached.vmid().is_some());
