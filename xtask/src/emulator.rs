@@ -12,22 +12,22 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::console::Console;
-use crate::image::Images;
 use crate::machine::device_tree::{self, Boot, Module, ModuleKind};
 use crate::machine::map::{self, Range};
 use crate::machine::{Shape, qemu};
+use crate::payload::{Payload, Software};
 use crate::setup::Qemu;
 
 /// Where the host's kernel is put: above the hypervisor, below the device tree, and a multiple of 2 MiB.
 const KERNEL_ADDRESS: u64 = map::RAM_START + 0x0400_0000;
 
-/// Bytes of each NVMe image.
-const NVME_BYTES: u64 = 4 << 20;
-
 /// How long QEMU may take to leave after the guest's outcome.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How the hypervisor is started.
+/// Bytes that are kept for the device tree, which may be at most this long.
+const TREE_ROOM: u64 = 2 << 20;
+
+/// How the hypervisor is started, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
     /// As an arm64 `Image`, with the device tree's address in x0.
@@ -117,11 +117,7 @@ impl Scratch {
         let path = std::env::temp_dir().join(format!("xtask-{}-{}", std::process::id(), run.name));
         fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let scratch = Self(path);
-        for root in run.shape.root_buses() {
-            let image = qemu::nvme_image(&scratch.0, &root);
-            let file = File::create(&image).with_context(|| format!("cannot make {}", image.display()))?;
-            file.set_len(NVME_BYTES)?;
-        }
+        qemu::make_images(&run.shape, &scratch.0)?;
         Ok(scratch)
     }
 }
@@ -163,27 +159,57 @@ pub fn end_on_signal() -> Result<()> {
 }
 
 /// QEMU's whole command line, with the files in `scratch` that it names.
-fn command(run: &Run<'_>, qemu: &Qemu, images: &Images, scratch: &Path) -> Result<Command> {
-    let host = &images.host;
-    let kernel = Module { kind: ModuleKind::Kernel, range: Range::new(KERNEL_ADDRESS, host.flat_bytes) };
-    // QEMU puts the device tree of an `Image` half way through the memory, or 128 MiB into it.
-    let tree_address = map::RAM_START + (run.shape.memory().bytes() / 2).min(128 << 20);
-    if kernel.range.end() > tree_address {
-        bail!("{} has {} bytes: too many for {} of memory", host.name, host.flat_bytes, run.shape.memory());
-    }
-    let boot = Boot { modules: vec![kernel], bootargs: run.bootargs.clone() };
+fn command(run: &Run<'_>, qemu: &Qemu, software: &Software, scratch: &Path) -> Result<Command> {
+    let host = &software.host;
+    let mut command = qemu.command();
+    command.args(["-nodefaults", "-display", "none", "-no-reboot"]);
+    command.args(qemu::arguments(&run.shape, scratch));
+    let modules = match &software.hypervisor {
+        Some(hypervisor) => {
+            command.arg("-kernel").arg(match run.entry {
+                Entry::Image => &hypervisor.flat,
+                Entry::Elf => &hypervisor.elf,
+            });
+            let modules = place(&run.shape, host)?;
+            let files = [Some(&host.kernel), host.ramdisk.as_ref()].into_iter().flatten();
+            for (file, module) in files.zip(&modules) {
+                command.args(qemu::loader(&file.path, module.range.start));
+            }
+            modules
+        }
+        None => {
+            command.arg("-kernel").arg(&host.kernel.path);
+            if let Some(ramdisk) = &host.ramdisk {
+                command.arg("-initrd").arg(&ramdisk.path);
+            }
+            Vec::new()
+        }
+    };
+    let boot = Boot { modules, bootargs: run.bootargs.clone() };
     let tree = scratch.join("machine.dtb");
     fs::write(&tree, device_tree::build(&run.shape, &boot)?).context("cannot write the device tree")?;
-
-    let mut command = qemu.command();
-    command.args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]);
-    command.args(qemu::arguments(&run.shape, scratch));
-    command.arg("-kernel").arg(match run.entry {
-        Entry::Image => &images.hypervisor.flat,
-        Entry::Elf => &images.hypervisor.elf,
-    });
-    command.arg("-dtb").arg(&tree).args(qemu::loader(&host.flat, KERNEL_ADDRESS)).args(&run.extra);
+    command.arg("-dtb").arg(&tree).args(&run.extra);
     Ok(command)
+}
+
+/// Where the host's files go for the hypervisor to find: the kernel below the device tree, the ramdisk above it.
+fn place(shape: &Shape, host: &Payload) -> Result<Vec<Module>> {
+    let memory = shape.memory();
+    let kernel = Module { kind: ModuleKind::Kernel, range: Range::new(KERNEL_ADDRESS, host.kernel.bytes) };
+    // QEMU puts the device tree of an `Image` half way through the memory, or 128 MiB into it.
+    let tree = map::RAM_START + (memory.bytes() / 2).min(128 << 20);
+    if kernel.range.end() > tree {
+        bail!("{} has {} bytes: too many for {memory} of memory", host.name, host.kernel.bytes);
+    }
+    let mut modules = vec![kernel];
+    if let Some(ramdisk) = &host.ramdisk {
+        let range = Range::new(tree + TREE_ROOM, ramdisk.bytes);
+        if range.end() > map::RAM_START + memory.bytes() {
+            bail!("{}'s ramdisk has {} bytes: too many for {memory} of memory", host.name, ramdisk.bytes);
+        }
+        modules.push(Module { kind: ModuleKind::Ramdisk, range });
+    }
+    Ok(modules)
 }
 
 /// Arguments with which one instruction is one nanosecond of virtual time. The generic timer counts those, so a tick is an
@@ -197,13 +223,14 @@ pub fn count_instructions() -> Vec<String> {
 /// # Errors
 ///
 /// QEMU cannot be started, or a file cannot be written. A guest that fails is no error: see [`Record::outcome`].
-pub fn run(run: &Run<'_>, qemu: &Qemu, images: &Images) -> Result<Record> {
+pub fn run(run: &Run<'_>, qemu: &Qemu, software: &Software) -> Result<Record> {
     let scratch = Scratch::new(run)?;
     let log_path = run.logs.join(format!("{}.log", run.name));
     let mut log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
     let complaints = File::create(log_path.with_extension("qemu.log"))?;
     let started = Instant::now();
-    let mut child = command(run, qemu, images, &scratch.0)?
+    let mut child = command(run, qemu, software, &scratch.0)?
+        .args(["-serial", "stdio"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(complaints)
@@ -266,15 +293,19 @@ pub fn run(run: &Run<'_>, qemu: &Qemu, images: &Images) -> Result<Record> {
     Ok(Record { outcome, console, log: log_path, elapsed: started.elapsed() })
 }
 
-/// Runs QEMU with the terminal as the guest's console until it ends by itself or by the user.
+/// Runs QEMU with the terminal as the guest's console until it ends by itself or by the user. If the console is
+/// `interactive` all keys go to the guest, but Ctrl-A X ends QEMU; else none do, and Ctrl-C ends it.
 ///
 /// # Errors
 ///
 /// QEMU cannot be started, or fails.
-pub fn attached(run: &Run<'_>, qemu: &Qemu, images: &Images) -> Result<()> {
+pub fn attached(run: &Run<'_>, qemu: &Qemu, software: &Software, interactive: bool) -> Result<()> {
     let scratch = Scratch::new(run)?;
-    let child = command(run, qemu, images, &scratch.0)?
-        .stdin(Stdio::null())
+    let (serial, stdin) =
+        if interactive { ("mon:stdio", Stdio::inherit()) } else { ("stdio", Stdio::null()) };
+    let child = command(run, qemu, software, &scratch.0)?
+        .args(["-serial", serial])
+        .stdin(stdin)
         .spawn()
         .context("QEMU cannot be started: type `cargo xtask setup`")?;
     *live() = Some(Live { child, scratch: scratch.0.clone() });

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use object::read::elf::{ElfFile64, ProgramHeader as _, SectionHeader as _};
 use object::{Endianness, elf};
 
+use crate::payload::{Blob, Payload, Software};
 use crate::setup::StandardLibrary;
 use crate::workspace::{TARGET, Workspace};
 
@@ -60,15 +61,39 @@ pub struct Images {
     pub host: Image,
 }
 
+impl Images {
+    /// Both, as what a machine runs.
+    pub fn software(&self) -> Software {
+        Software { hypervisor: Some(self.hypervisor.clone()), host: self.host.payload() }
+    }
+}
+
+impl Image {
+    /// The image as a host's kernel.
+    fn payload(&self) -> Payload {
+        let kernel = Blob { path: self.flat.clone(), bytes: self.flat_bytes };
+        Payload { name: self.name.to_owned(), kernel, ramdisk: None }
+    }
+}
+
 /// Builds both for the bare-metal target in release mode.
 ///
 /// # Errors
 ///
 /// They do not compile, or what was linked is not an arm64 `Image`.
 pub fn build(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Images> {
-    let hypervisor = build_one(workspace, standard_library, "hyp")?;
+    let hypervisor = hypervisor(workspace, standard_library)?;
     let host = build_one(workspace, standard_library, "host-shim")?;
     Ok(Images { hypervisor, host })
+}
+
+/// Builds the hypervisor alone.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn hypervisor(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Image> {
+    build_one(workspace, standard_library, "hyp")
 }
 
 /// Prints what was built and how large it is.
@@ -148,7 +173,12 @@ fn sizes(file: &ElfFile64<'_, Endianness>) -> Sizes {
     sizes
 }
 
-fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
+/// Writes a file, unless it has that content already.
+///
+/// # Errors
+///
+/// It cannot be written.
+pub fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
     if fs::read(path).is_ok_and(|old| old == content) {
         return Ok(());
     }

@@ -4,7 +4,9 @@ mod commands;
 mod console;
 mod emulator;
 mod image;
+mod linux;
 mod machine;
+mod payload;
 mod progress;
 mod setup;
 mod workspace;
@@ -23,11 +25,11 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Finds or fetches the bare-metal target and a QEMU that is new enough, and says what it took and from where
-    Setup,
+    /// Finds or fetches what is needed to build and run, and says what it took and from where
+    Setup(commands::setup::Arguments),
     /// Builds the hypervisor and the host program, and prints their sizes
     Build,
-    /// Boots the hypervisor with the host program in QEMU; the exit status is the outcome of the guest
+    /// Boots the hypervisor with a host in QEMU; the exit status is the outcome of the guest
     Run(commands::run::Arguments),
     /// Runs all tests: on this machine, then in QEMU in several machine shapes
     Test(commands::test::Arguments),
@@ -48,7 +50,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = emulator::end_on_signal().and_then(|()| match arguments.command {
-        Command::Setup => setup::run(true).map(|_| true),
+        Command::Setup(arguments) => commands::setup::run(&arguments),
         Command::Build => commands::build::run(),
         Command::Run(arguments) => commands::run::run(&arguments),
         Command::Test(arguments) => commands::test::run(&arguments),

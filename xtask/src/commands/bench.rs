@@ -208,7 +208,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         logs: workspace.logs()?,
     };
     println!("{}, one instruction per tick", run.shape);
-    let record = emulator::run(&run, &qemu, &images)?;
+    let record = emulator::run(&run, &qemu, &images.software())?;
     let ended_well = record.outcome == Outcome::Said { pass: true };
     if !ended_well {
         for line in record.console.tail(30) {

@@ -7,5 +7,6 @@ pub mod gdb;
 pub mod hypercalls;
 pub mod mutate;
 pub mod run;
+pub mod setup;
 pub mod test;
 pub mod trace;

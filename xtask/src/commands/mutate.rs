@@ -171,7 +171,7 @@ fn in_qemu(workspace: &Workspace, tools: &Tools) -> Result<Verdict> {
         show: false,
         logs: workspace.logs()?,
     };
-    let record = emulator::run(&run, &tools.qemu, &images)?;
+    let record = emulator::run(&run, &tools.qemu, &images.software())?;
     if record.passed() {
         return Ok(Verdict::Survived);
     }

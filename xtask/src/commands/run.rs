@@ -1,14 +1,18 @@
 //! `cargo xtask run`, and the options of every command that starts a machine.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::emulator::{self, Entry, Run};
 use crate::image::{self, Images};
+use crate::linux;
 use crate::machine::Shape;
 use crate::machine::memory_size::MemorySize;
+use crate::payload::Software;
+use crate::setup::linux::{DEFAULT, Wanted};
 use crate::setup::{self, Qemu};
 use crate::workspace::Workspace;
 
@@ -17,6 +21,8 @@ use crate::workspace::Workspace;
 pub enum Host {
     /// The project's own: it runs the checks.
     Shim,
+    /// Debian's Linux, unpatched, with checks of its own; fetched when it is not there.
+    Linux,
 }
 
 /// Which machine, and what runs on it.
@@ -34,15 +40,31 @@ pub struct Machine {
     /// The program at EL1
     #[arg(long, value_enum, default_value_t = Host::Shim)]
     pub host: Host,
+    /// With --host linux: the newest of Debian's kernels whose version begins with this
+    #[arg(long, value_name = "VERSION", default_value = DEFAULT)]
+    pub linux_version: Wanted,
+    /// With --host linux: without the hypervisor, for comparison
+    #[arg(long, conflicts_with = "elf")]
+    pub native: bool,
     /// Start the hypervisor as an ELF: no device tree in x0, but at the start of RAM
     #[arg(long)]
     pub elf: bool,
     /// Count instructions, exactly and repeatably: CPUs take turns, and each check says how many it took
     #[arg(long)]
     pub icount: bool,
-    /// Command line of the host, for example "rounds=100"
+    /// Command line of the host, for example "rounds=100"; with --host linux "checks=disks,vfio" or "iommu.strict=1"
     #[arg(long, default_value = "", value_name = "TEXT", allow_hyphen_values = true)]
     pub bootargs: String,
+}
+
+/// What a machine needs: the emulator, and what runs in it.
+pub struct Prepared {
+    /// The emulator.
+    pub qemu: Qemu,
+    /// What runs.
+    pub software: Software,
+    /// Programs with symbols for a debugger; the first is where it starts.
+    pub symbols: Vec<PathBuf>,
 }
 
 impl Machine {
@@ -52,26 +74,68 @@ impl Machine {
     ///
     /// A number or size is outside its limits.
     pub fn shape(&self) -> Result<Shape> {
-        Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)
+        let shape = Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)?;
+        Ok(match (self.host, self.native) {
+            (Host::Shim, _) => shape,
+            (Host::Linux, false) => shape.with_virtio_disk(),
+            (Host::Linux, true) => shape.with_virtio_disk().without_el2(),
+        })
     }
 
-    /// A run of this machine.
+    /// A run of this machine; with `shell` Linux gives the user one instead of its checks.
     ///
     /// # Errors
     ///
-    /// As [`Machine::shape`], or the directory of logs cannot be made.
-    pub fn run<'a>(&self, name: &'a str, workspace: &Workspace, timeout: Duration) -> Result<Run<'a>> {
-        let Host::Shim = self.host;
+    /// As [`Machine::shape`], or options that do not go together, or the directory of logs cannot be made.
+    pub fn run<'a>(
+        &self,
+        name: &'a str,
+        workspace: &Workspace,
+        timeout: Duration,
+        shell: bool,
+    ) -> Result<Run<'a>> {
+        if self.host == Host::Shim && (self.native || shell) {
+            let option = if self.native { "--native" } else { "--shell" };
+            bail!("{option} needs Linux: type `cargo xtask run --host linux {option}`");
+        }
+        let bootargs = match self.host {
+            Host::Shim if self.icount => format!("{} icount", self.bootargs),
+            Host::Shim => self.bootargs.clone(),
+            Host::Linux => linux::command_line(&self.bootargs, shell),
+        };
         Ok(Run {
             name,
             shape: self.shape()?,
             entry: if self.elf { Entry::Elf } else { Entry::Image },
-            bootargs: if self.icount { format!("{} icount", self.bootargs) } else { self.bootargs.clone() },
+            bootargs,
             extra: if self.icount { emulator::count_instructions() } else { Vec::new() },
             timeout,
             show: true,
             logs: workspace.logs()?,
         })
+    }
+
+    /// Finds, fetches and builds what this machine needs.
+    ///
+    /// # Errors
+    ///
+    /// Set-up or build failed.
+    pub fn prepare(&self, workspace: &Workspace) -> Result<Prepared> {
+        if self.host == Host::Shim {
+            let (qemu, images) = prepare(workspace)?;
+            let symbols = vec![images.hypervisor.elf.clone(), images.host.elf.clone()];
+            return Ok(Prepared { qemu, software: images.software(), symbols });
+        }
+        let host = linux::payload(&setup::linux::find_or_fetch(&self.linux_version, false)?, workspace)?;
+        if self.native {
+            let qemu = setup::qemu::find_or_fetch(false)?;
+            return Ok(Prepared { qemu, software: Software { hypervisor: None, host }, symbols: Vec::new() });
+        }
+        let tools = setup::run(false)?;
+        let hypervisor = image::hypervisor(workspace, tools.standard_library)?;
+        let symbols = vec![hypervisor.elf.clone()];
+        let software = Software { hypervisor: Some(hypervisor), host };
+        Ok(Prepared { qemu: tools.qemu, software, symbols })
     }
 }
 
@@ -80,12 +144,15 @@ impl Machine {
 pub struct Arguments {
     #[command(flatten)]
     machine: Machine,
+    /// With --host linux: a shell on this terminal instead of the checks; Ctrl-A X ends QEMU
+    #[arg(long)]
+    shell: bool,
     /// Seconds after which a guest without an outcome is ended
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
 }
 
-/// What a machine needs: the emulator and the images.
+/// What the project's own programs need: the emulator and the images.
 ///
 /// # Errors
 ///
@@ -104,14 +171,17 @@ pub fn prepare(workspace: &Workspace) -> Result<(Qemu, Images)> {
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let workspace = Workspace::current();
     let timeout = Duration::from_secs(arguments.timeout);
-    let run = arguments.machine.run("run", &workspace, timeout)?;
-    let (qemu, images) = prepare(&workspace)?;
-    println!(
-        "machine: {}; a guest without an outcome is ended after {} seconds",
-        run.shape,
-        timeout.as_secs()
-    );
-    let record = emulator::run(&run, &qemu, &images)?;
+    let run = arguments.machine.run("run", &workspace, timeout, arguments.shell)?;
+    let Prepared { qemu, software, .. } = arguments.machine.prepare(&workspace)?;
+    let below = if software.hypervisor.is_some() { "" } else { ", no hypervisor" };
+    println!("machine: {}, {}{below}", run.shape, software.host.name);
+    if arguments.shell {
+        println!("Ctrl-A X ends it; so does `exit` or Ctrl-D in the shell");
+        emulator::attached(&run, &qemu, &software, true)?;
+        return Ok(true);
+    }
+    println!("a guest without an outcome is ended after {} seconds", timeout.as_secs());
+    let record = emulator::run(&run, &qemu, &software)?;
     println!("{} ({:.1} seconds)", record.sentence(timeout), record.elapsed.as_secs_f64());
     Ok(record.passed())
 }

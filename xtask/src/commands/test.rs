@@ -140,7 +140,7 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             show: false,
             logs: workspace.logs()?,
         };
-        let record = emulator::run(&run, &qemu, &images)?;
+        let record = emulator::run(&run, &qemu, &images.software())?;
         let passed = record.console.passed().unwrap_or(0);
         let mut failed = record.console.failed().unwrap_or(0);
         if !record.passed() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::run::{Machine, prepare};
+use super::run::{Host, Machine, Prepared};
 use crate::emulator;
 use crate::workspace::Workspace;
 
@@ -53,19 +53,18 @@ const EVENTS: &[&str] = &[
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let workspace = Workspace::current();
     let timeout = Duration::from_secs(arguments.timeout);
-    let mut run = arguments.machine.run("trace", &workspace, timeout)?;
-    if run.bootargs.is_empty() {
+    let mut run = arguments.machine.run("trace", &workspace, timeout, false)?;
+    if arguments.machine.host == Host::Shim && run.bootargs.is_empty() {
         // Ten thousand rounds of the concurrent check would fill gigabytes.
         run.bootargs = "rounds=10".into();
     }
-    let (qemu, images) = prepare(&workspace)?;
+    let Prepared { qemu, software, .. } = arguments.machine.prepare(&workspace)?;
     let (events, raw) = (run.logs.join("trace.events"), run.logs.join("trace.raw"));
     let names = if arguments.all { "smmu*\n".to_owned() } else { EVENTS.join("\n") + "\n" };
     fs::write(&events, names).with_context(|| format!("cannot write {}", events.display()))?;
     run.show = false;
-    run.extra =
-        vec!["-trace".into(), format!("events={}", events.display()), "-D".into(), raw.display().to_string()];
-    let record = emulator::run(&run, &qemu, &images)?;
+    run.extra.extend(vec!["-trace".into(), format!("events={}", events.display()), "-D".into(), raw.display().to_string()]);
+    let record = emulator::run(&run, &qemu, &software)?;
     show(&raw, arguments.only.as_deref())?;
     eprintln!("{} ({}, console in {})", record.sentence(timeout), run.shape, record.log.display());
     Ok(record.passed())

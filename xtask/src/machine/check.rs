@@ -8,7 +8,7 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node, Property};
 
 use super::device_tree::{self, Boot};
-use super::{Device, Shape, qemu};
+use super::{Shape, qemu};
 use crate::setup::Qemu;
 
 /// Properties that must be the same in a node that both trees have.
@@ -39,10 +39,7 @@ pub fn against_qemu(shape: &Shape, emulator: &Qemu) -> Result<usize> {
 fn dump(shape: &Shape, emulator: &Qemu, directory: &std::path::Path) -> Result<Vec<u8>> {
     let path = directory.join("qemu.dtb");
     let mut arguments = qemu::arguments(shape, directory);
-    for root in shape.root_buses() {
-        fs::write(qemu::nvme_image(directory, &root), vec![0; 1 << 20])?;
-    }
-    debug_assert_eq!(Device::ALL.len(), 3);
+    qemu::make_images(shape, directory)?;
     for board in arguments.iter_mut().filter(|argument| argument.starts_with("virt,")) {
         *board = format!("{board},dtb-randomness=off,dumpdtb={}", path.display());
     }

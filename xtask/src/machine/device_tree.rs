@@ -28,7 +28,6 @@ pub enum ModuleKind {
     /// The host's kernel, an arm64 `Image`.
     Kernel,
     /// The host's initial ramdisk.
-    #[allow(dead_code, reason = "the EL1 program of this project needs none")]
     Ramdisk,
 }
 
@@ -117,7 +116,8 @@ fn memory(tree: &mut Tree, shape: &Shape) -> Result<()> {
 fn cpus(tree: &mut Tree, shape: &Shape) -> Result<()> {
     tree.node("psci", |tree| {
         tree.strings("compatible", &["arm,psci-1.0", "arm,psci-0.2"])?;
-        tree.strings("method", &["smc"])
+        // QEMU's firmware is called from the highest Exception level below it.
+        tree.strings("method", &[if shape.has_el2() { "smc" } else { "hvc" }])
     })?;
     tree.node("cpus", |tree| {
         tree.cells("#address-cells", &[1])?;

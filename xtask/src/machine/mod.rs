@@ -29,10 +29,12 @@ pub struct Shape {
     smmus: u8,
     cpus: u8,
     memory: MemorySize,
+    el2: bool,
+    virtio_disk: bool,
 }
 
 impl Shape {
-    /// A machine with `smmus` SMMUs (1 to [`MAX_SMMUS`]), `cpus` CPUs (1 to [`MAX_CPUS`]) and `memory`.
+    /// A machine with EL2, `smmus` SMMUs (1 to [`MAX_SMMUS`]), `cpus` CPUs (1 to [`MAX_CPUS`]) and `memory`.
     ///
     /// # Errors
     ///
@@ -48,7 +50,28 @@ impl Shape {
                 "the machine can have 1 to {MAX_CPUS} CPUs, not {cpus}: type --cpus 1 to --cpus {MAX_CPUS}"
             );
         }
-        Ok(Self { smmus, cpus, memory })
+        Ok(Self { smmus, cpus, memory, el2: true, virtio_disk: false })
+    }
+
+    /// The same with a virtio disk behind SMMU 0.
+    pub const fn with_virtio_disk(self) -> Self {
+        Self { virtio_disk: true, ..self }
+    }
+
+    /// The same with CPUs that have no EL2: an operating system boots at EL1.
+    pub const fn without_el2(self) -> Self {
+        Self { el2: false, ..self }
+    }
+
+    /// Whether the CPUs have EL2.
+    pub const fn has_el2(&self) -> bool {
+        self.el2
+    }
+
+    /// The devices behind the SMMU of a root bus, in the order of their PCI device numbers.
+    pub fn devices(&self, root: &RootBus) -> impl Iterator<Item = Device> + use<> {
+        let virtio = (self.virtio_disk && root.index == 0).then_some(Device::VirtioDisk);
+        Device::ALL.into_iter().chain(virtio)
     }
 
     /// Number of CPUs.
@@ -115,7 +138,7 @@ impl RootBus {
     }
 }
 
-/// A device that does DMA, one of each behind every SMMU.
+/// A device that does DMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// `iommu-testdev`: one DMA write on command, with its outcome.
@@ -124,10 +147,12 @@ pub enum Device {
     Edu,
     /// `nvme` with a small image of its own.
     Nvme,
+    /// `virtio-blk-pci` that goes through its SMMU, with a small image of its own.
+    VirtioDisk,
 }
 
 impl Device {
-    /// The devices behind every SMMU, in the order of their PCI device numbers.
+    /// One of each is behind every SMMU, in the order of their PCI device numbers.
     pub const ALL: [Self; 3] = [Self::IommuTest, Self::Edu, Self::Nvme];
 
     /// PCI device number on SMMU 0's root bus, or of its root port on any other root bus.
@@ -136,6 +161,7 @@ impl Device {
             Self::IommuTest => 1,
             Self::Edu => 2,
             Self::Nvme => 3,
+            Self::VirtioDisk => 4,
         }
     }
 }

@@ -1,8 +1,14 @@
 //! From a shape to QEMU's arguments.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
+
 use super::{Device, RootBus, Shape};
+
+/// Bytes of each disk's image. It takes up what is written to it.
+const DISK_BYTES: u64 = 64 << 20;
 
 /// QEMU's id of an SMMU's root bus.
 fn bus_id(root: &RootBus) -> String {
@@ -10,15 +16,41 @@ fn bus_id(root: &RootBus) -> String {
 }
 
 /// The image of the NVMe behind an SMMU.
-pub fn nvme_image(directory: &Path, root: &RootBus) -> PathBuf {
+fn nvme_image(directory: &Path, root: &RootBus) -> PathBuf {
     directory.join(format!("nvme{}.img", root.index))
+}
+
+/// The image of the virtio disk.
+fn virtio_image(directory: &Path) -> PathBuf {
+    directory.join("virtio.img")
+}
+
+/// Makes the images of the machine's disks, empty and sparse.
+///
+/// # Errors
+///
+/// A file cannot be made.
+pub fn make_images(shape: &Shape, directory: &Path) -> Result<()> {
+    for root in shape.root_buses() {
+        for device in shape.devices(&root) {
+            let image = match device {
+                Device::Nvme => nvme_image(directory, &root),
+                Device::VirtioDisk => virtio_image(directory),
+                Device::IommuTest | Device::Edu => continue,
+            };
+            let file = File::create(&image).with_context(|| format!("cannot make {}", image.display()))?;
+            file.set_len(DISK_BYTES).with_context(|| format!("cannot make {} larger", image.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// The machine's arguments: board, CPUs, memory, SMMUs, and the devices behind them with their images in `directory`.
 pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
     let mut arguments: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    option("-M", "virt,virtualization=on,gic-version=3".into());
+    let el2 = if shape.has_el2() { "on" } else { "off" };
+    option("-M", format!("virt,virtualization={el2},gic-version=3"));
     option("-cpu", "max,pauth-impdef=on".into());
     option("-smp", shape.cpus().to_string());
     option("-m", format!("{}M", shape.memory().mib()));
@@ -32,7 +64,7 @@ pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
             );
         }
         option("-device", format!("arm-smmuv3,primary-bus={bus},id=s{index},stage=nested"));
-        for device in Device::ALL {
+        for device in shape.devices(&root) {
             let slot = device.slot();
             let place = if index == 0 {
                 format!("bus={bus},addr={slot:#x}")
@@ -52,6 +84,13 @@ pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
                     let image = escape(&nvme_image(directory, &root));
                     option("-drive", format!("if=none,id=disk{index},format=raw,file={image}"));
                     option("-device", format!("nvme,drive=disk{index},serial=nvme{index},{place}"));
+                }
+                Device::VirtioDisk => {
+                    let image = escape(&virtio_image(directory));
+                    option("-drive", format!("if=none,id=virtio,format=raw,file={image}"));
+                    // Without `iommu_platform` it would do DMA past the SMMU.
+                    let device = "virtio-blk-pci,drive=virtio,iommu_platform=on,disable-legacy=on";
+                    option("-device", format!("{device},{place}"));
                 }
             }
         }
@@ -73,6 +112,17 @@ fn escape(path: &Path) -> String {
 mod tests {
     use super::*;
     use crate::machine::memory_size::MemorySize;
+
+    #[test]
+    fn the_virtio_disk_is_one_and_goes_through_an_smmu() {
+        let shape = Shape::new(3, 2, MemorySize::DEFAULT).expect("a valid shape");
+        let virtio = |shape: &Shape| -> Vec<String> {
+            arguments(shape, Path::new("/run")).into_iter().filter(|a| a.starts_with("virtio-")).collect()
+        };
+        assert!(virtio(&shape).is_empty());
+        let [disk] = &virtio(&shape.with_virtio_disk())[..] else { panic!("one disk") };
+        assert!(disk.contains("iommu_platform=on,disable-legacy=on,bus=pcie.0"), "{disk}");
+    }
 
     #[test]
     fn every_smmu_has_every_device_and_no_id_is_used_twice() {

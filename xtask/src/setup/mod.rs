@@ -1,9 +1,10 @@
-//! `cargo xtask setup`: the bare-metal target and a QEMU that is new enough.
+//! `cargo xtask setup`: the bare-metal target, a QEMU that is new enough and, where it is asked for, Linux.
 //!
 //! Nothing outside the user's cache directory and rustup's own changes. Both steps are idempotent: what is there
 //! already is found in milliseconds, so every command that needs it calls [`run`].
 
 mod debian;
+pub mod linux;
 pub mod qemu;
 mod rust_target;
 

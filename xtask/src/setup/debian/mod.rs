@@ -1,0 +1,121 @@
+//! Debian packages in a directory of their own.
+//!
+//! apt resolves, downloads and checks signatures as always, but with its own state directory, an empty dpkg status
+//! and its own sources, so that nothing of the machine is read or changed. `dpkg -x` unpacks what it downloaded.
+
+mod apt;
+mod mirror;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+pub use apt::Apt;
+
+/// File in the directory that says which packages it was made from.
+pub const STAMP: &str = "packages.txt";
+
+/// Key ring of Debian's archive, on Debian and (from the package of the same name) on its derivatives.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Release that the packages are taken from; what was backported to it comes first.
+const SUITE: &str = "trixie";
+
+/// Names of this machine's architecture in Debian.
+pub struct Platform {
+    debian: &'static str,
+    /// Directory of its libraries below `usr/lib`.
+    pub multiarch: &'static str,
+    /// Its dynamic loader in a prefix.
+    pub loader: &'static str,
+}
+
+impl Platform {
+    /// The machine that this program runs on.
+    ///
+    /// # Errors
+    ///
+    /// Debian has no such architecture, or none that was tried.
+    pub fn of_this_machine() -> Result<Self> {
+        Ok(match std::env::consts::ARCH {
+            "x86_64" => Self {
+                debian: "amd64",
+                multiarch: "x86_64-linux-gnu",
+                loader: "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+            },
+            "aarch64" => Self {
+                debian: "arm64",
+                multiarch: "aarch64-linux-gnu",
+                loader: "usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1",
+            },
+            other => bail!("there is no recipe for Debian packages on {other}"),
+        })
+    }
+}
+
+/// Unpacks a package for this machine and all that it depends on into `prefix`, replacing what is there. Says which
+/// archive it was.
+///
+/// # Errors
+///
+/// No apt, no key ring, no network, no such package; `prefix` is then as it was.
+pub fn unpack(package: &str, prefix: &Path) -> Result<String> {
+    let ((), origin) = with_apt(Platform::of_this_machine()?.debian, prefix, |apt| {
+        apt.fetch_with_dependencies(package)?;
+        apt.unpack(prefix)
+    })?;
+    Ok(origin)
+}
+
+/// Lets `take` fetch packages of an architecture, with the package lists of the machine's archive and, when that fails, of
+/// Debian's own. apt keeps its files beside `place` meanwhile. Says which archive it was.
+///
+/// # Errors
+///
+/// No apt, no key ring, no network, or as `take` with the last archive.
+pub fn with_apt<T>(
+    architecture: &'static str,
+    place: &Path,
+    take: impl Fn(&Apt) -> Result<T>,
+) -> Result<(T, String)> {
+    for (program, what) in [("apt-get", "apt"), ("dpkg", "dpkg")] {
+        if Command::new(program)
+            .arg("--version")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_err()
+        {
+            bail!("there is no {program} on this machine: on Debian or Ubuntu it is in the package {what}");
+        }
+    }
+    if !Path::new(KEYRING).exists() {
+        bail!(
+            "there is no {KEYRING} to check Debian's signatures with: type `apt-get install debian-archive-keyring`"
+        );
+    }
+    let work = beside(place)?;
+    let with = |mirror: &str| {
+        let taken = take(&Apt::new(&work, architecture, mirror)?)?;
+        Ok((taken, format!("{mirror} {SUITE} and {SUITE}-backports")))
+    };
+    let mirror = mirror::of_this_machine();
+    match with(&mirror) {
+        Err(error) if mirror != mirror::DEFAULT => {
+            eprintln!("{mirror}: {error:#}; trying {}", mirror::DEFAULT);
+            with(mirror::DEFAULT)
+        }
+        other => other,
+    }
+}
+
+/// A directory beside `place` that no other process uses.
+fn beside(place: &Path) -> Result<PathBuf> {
+    let (Some(parent), Some(name)) = (place.parent(), place.file_name()) else {
+        bail!("{} is no directory to unpack into", place.display());
+    };
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    Ok(parent.join(format!("{}.{}.part", name.to_string_lossy(), std::process::id())))
+}
