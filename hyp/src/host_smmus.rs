@@ -14,6 +14,7 @@ use spin::{Mutex, Once};
 
 use crate::devicetree::{Machine, SmmuInterrupts};
 use crate::emulation::{Backend, DrainedEvent, EmulatedSmmu, Fault, Interrupt, NotHost, SetStreamError};
+use crate::gic::{Access, Answer};
 use crate::hypervisor::Hypervisor;
 use crate::iommu::{Emulated, Iommu, StreamRefused};
 use crate::list::List;
@@ -54,15 +55,6 @@ struct Back {
     gicd: PhysAddr,
     /// Where [`Backend::abort_all_step`] goes on.
     next_to_abort: Cell<u32>,
-}
-
-/// A load or a store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    /// What a load reads; 0 for a store.
-    Done(u64),
-    /// The same store is to be made again.
-    Again,
 }
 
 impl HostSmmus {
@@ -146,20 +138,15 @@ impl<P: Platform> Hypervisor<P> {
 
     /// A load or a store of the host's in the registers of an SMMU that it has; `None` if there is none at the address.
     #[inline]
-    pub(crate) fn host_smmu_access(
-        &self,
-        address: PhysAddr,
-        size_bytes: u8,
-        write: Option<u64>,
-    ) -> Option<Outcome> {
+    pub(crate) fn host_smmu_access(&self, address: PhysAddr, access: Access) -> Option<Answer> {
         let (emulated, offset) = self.host_smmus.at(address)?;
         let mut emulated = emulated.lock();
         let Emulation { front, back } = &mut *emulated;
         let backend = HostBackend { hypervisor: self, back };
-        let Some(value) = write else {
-            return Some(Outcome::Done(front.read(&backend, offset, size_bytes)));
+        let Some(value) = access.write else {
+            return Some(Answer::Done(front.read(&backend, offset, access.size_bytes)));
         };
-        let progress = front.write(&backend, offset, size_bytes, value);
+        let progress = front.write(&backend, offset, access.size_bytes, value);
         if offset == IRQ_CTRL_OFFSET {
             backend.mirror_interrupts(front.read(&backend, IRQ_CTRL_OFFSET, 4) as u32);
         }
@@ -167,8 +154,8 @@ impl<P: Platform> Hypervisor<P> {
             self.iommu.set_driver(&back.iommu, front.is_active());
         }
         Some(match progress {
-            Progress::Done => Outcome::Done(0),
-            Progress::Again => Outcome::Again,
+            Progress::Done => Answer::Done(0),
+            Progress::Again => Answer::Again,
         })
     }
 }
@@ -314,6 +301,10 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
         let record = hypervisor.iommu.set().take_driver_event(&hypervisor.platform, index)?;
         let parked = self.hosts_stream(record.decode().stream).is_none();
         Some(DrainedEvent { record, parked })
+    }
+
+    fn take_overflow(&self) -> bool {
+        self.hypervisor.iommu.set().take_driver_overflow(usize::from(self.back.iommu.smmu))
     }
 
     fn raise(&self, interrupt: Interrupt) {

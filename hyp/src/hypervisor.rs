@@ -15,8 +15,8 @@ use spin::Mutex;
 
 use crate::devicetree::Machine;
 use crate::esr::HostAbort;
-use crate::gicr::{self, GicrError, Redistributors};
-use crate::host_smmus::{HostSmmus, Outcome};
+use crate::gic::{self, Access, Answer, Gic, GicError};
+use crate::host_smmus::HostSmmus;
 use crate::iommu::{Iommu, Refused, TrustedStreams};
 use crate::list::List;
 use crate::memory::pool::{PAGE_LOG2, Pool};
@@ -60,7 +60,7 @@ pub enum BootError {
     /// There is none: no device would be kept from anything.
     NoSmmu,
     /// The Redistributors cannot be mediated, or an ITS cannot be turned off.
-    Gicr(GicrError),
+    Gic(GicError),
     /// The host's address space cannot be laid out.
     Layout(LayoutError),
     /// The streams trusted with full ATS are said to be behind an SMMU, by its phandle, that there is not.
@@ -73,9 +73,9 @@ impl From<StartError> for BootError {
     }
 }
 
-impl From<GicrError> for BootError {
-    fn from(error: GicrError) -> Self {
-        Self::Gicr(error)
+impl From<GicError> for BootError {
+    fn from(error: GicError) -> Self {
+        Self::Gic(error)
     }
 }
 
@@ -92,7 +92,7 @@ impl fmt::Display for BootError {
             Self::NoSmmu => f.write_str(
                 "the device tree describes no SMMUv3, so nothing would keep devices from any memory",
             ),
-            Self::Gicr(error) => fmt::Display::fmt(error, f),
+            Self::Gic(error) => fmt::Display::fmt(error, f),
             Self::Layout(error) => fmt::Display::fmt(error, f),
             Self::TrustedStreams(phandle) => write!(
                 f,
@@ -107,7 +107,8 @@ impl core::error::Error for BootError {}
 /// What the image does about a stage-2 abort of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbortAction {
-    /// The host runs the instruction again: the mapping was only away while a block was split or joined.
+    /// The host runs the instruction again: the mapping was only away while a block was split or joined, or the store started more
+    /// than one step of work.
     Retry,
     /// The access is done: the image goes on after the instruction.
     Emulated {
@@ -122,7 +123,7 @@ pub enum AbortAction {
 pub struct Hypervisor<P: Platform> {
     pub(crate) platform: P,
     machine: Option<Machine>,
-    redistributors: Option<Redistributors>,
+    gic: Option<Gic>,
     root_bridges: RootBridges,
     pub(crate) pool: Pool,
     pub(crate) iommu: Iommu,
@@ -146,7 +147,7 @@ impl<P: Platform> Hypervisor<P> {
         Self {
             platform,
             machine: None,
-            redistributors: None,
+            gic: None,
             root_bridges: RootBridges::new(),
             pool: Pool::new(),
             iommu: Iommu::new(),
@@ -179,13 +180,12 @@ impl<P: Platform> Hypervisor<P> {
         if boot.machine.smmus.is_empty() {
             return Err(BootError::NoSmmu);
         }
-        gicr::turn_its_off(p, boot.machine)?;
-        let redistributors = Redistributors::find(p, boot.machine)?;
+        let mut gic = Gic::find(p, boot.machine)?;
         let format =
             iommu.probe(p, boot.machine.smmus.iter().map(|smmu| (smmu.registers.start(), smmu.part)))?;
 
         let own = boot.image.iter().chain(boot.pool.iter()).copied();
-        let layout = Layout::new(boot.machine, format.granule, own.chain(redistributors.pages()))?;
+        let layout = Layout::new(boot.machine, format.granule, own.chain(gic.pages()))?;
         let frame_words = add_pool(p, pool, boot.pool, layout.frame_table_bytes())?;
         let memory = self.memory.get_mut();
         layout.build(memory, p, pool, frame_words, boot.pa_bits, format.oas_bits, format.blocks)?;
@@ -221,7 +221,8 @@ impl<P: Platform> Hypervisor<P> {
         if self.root_bridges.are_too_many() {
             log::warn!("the root buses have too many PCI bridges: no guest can have a stream");
         }
-        self.redistributors = Some(redistributors);
+        gic.take_its(p, pool, boot.machine);
+        self.gic = Some(gic);
         self.machine = Some(boot.machine.clone());
         Ok(())
     }
@@ -239,6 +240,12 @@ impl<P: Platform> Hypervisor<P> {
     /// Whether the host's stage 2 maps this IPA now. Without meaning once the host runs on, other than for a claim.
     pub fn host_reaches(&self, ipa: PhysAddr) -> bool {
         self.memory.lock().host_reaches(&self.platform, ipa)
+    }
+
+    /// Whether the host may know of the ITSs: all of them are mediated.
+    pub fn host_has_its(&self) -> bool {
+        let count = self.machine().map_or(0, |machine| machine.its.len());
+        self.gic.as_ref().is_some_and(|gic| gic.mediated_its().count() == count)
     }
 
     /// What the device tree said, once started.
@@ -264,20 +271,14 @@ impl<P: Platform> Hypervisor<P> {
         let ipa = abort.ipa();
         if let Some(access) = abort.syndrome.access() {
             let write = access.write.then(|| access.stored(abort.stored));
-            if let Some(outcome) = self.host_smmu_access(ipa, access.size_bytes, write) {
-                self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
-                let Outcome::Done(read) = outcome else { return AbortAction::Retry };
-                let register = (!access.write).then(|| (access.register, access.loaded(read)));
-                return AbortAction::Emulated { register };
-            }
-        }
-        if let (Some(access), Some(redistributors)) = (abort.syndrome.access(), &self.redistributors) {
-            let write = access.write.then(|| access.stored(abort.stored));
-            let request = gicr::Access { size_bytes: access.size_bytes, write };
-            if let Some(read) = redistributors.access(&self.platform, ipa, request) {
-                self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
-                let register = (!access.write).then(|| (access.register, access.loaded(read)));
-                return AbortAction::Emulated { register };
+            match self.emulate(ipa, Access { size_bytes: access.size_bytes, write }) {
+                Some(Answer::Done(read)) => {
+                    self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
+                    let register = (!access.write).then(|| (access.register, access.loaded(read)));
+                    return AbortAction::Emulated { register };
+                }
+                Some(Answer::Again) => return AbortAction::Retry,
+                None => {}
             }
         }
         // Under the lock nobody is between the break and the make.
@@ -286,6 +287,16 @@ impl<P: Platform> Hypervisor<P> {
         }
         self.injected_aborts.fetch_add(1, Ordering::Relaxed);
         AbortAction::Inject
+    }
+
+    /// An access of the host's to an emulated register; `None` if there is none at the address.
+    #[inline]
+    pub(crate) fn emulate(&self, address: PhysAddr, access: Access) -> Option<Answer> {
+        if let Some(answer) = self.host_smmu_access(address, access) {
+            return Some(answer);
+        }
+        let services = gic::Services { platform: &self.platform, pool: &self.pool, memory: &self.memory };
+        self.gic.as_ref()?.access(services, address, access)
     }
 
     /// One bounded step of what comes before the machine is reset or turned off: guests' streams are detached and

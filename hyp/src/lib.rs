@@ -8,7 +8,7 @@
 pub mod devicetree;
 pub mod emulation;
 pub mod esr;
-pub mod gicr;
+pub mod gic;
 pub mod host_smmus;
 pub mod hypercall;
 pub mod hypervisor;

@@ -4,9 +4,9 @@
 
 use super::machine::Machine;
 use super::{calls, cpu, probe, psci, smp};
-use abi::Statistic;
+use abi::{Statistic, Status};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use host_shim::call::Calls;
+use host_shim::call::{Calls, Refused};
 use host_shim::checks::{Check, Outcome, Stop};
 use host_shim::host::Host;
 use host_shim::{fail, text};
@@ -42,7 +42,7 @@ pub fn checks() -> impl Iterator<Item = Check<Machine>> {
         },
         Check {
             name: "redistributors",
-            expected: "LPIs are not implemented, their table registers read zero, SGIs can still be enabled",
+            expected: "LPIs only with tables of the host's own, which cannot be donated meanwhile; SGIs can be enabled",
             run: redistributors,
         },
         Check {
@@ -280,11 +280,19 @@ fn every_cpu(machine: &Machine) -> Outcome {
 
 const GICR_CTLR: u64 = 0x0;
 const GICR_TYPER: u64 = 0x8;
+/// IDbits of GICR_PROPBASER: INTIDs of 14 bits, so that both tables are within 64 KiB.
+const LPI_ID_BITS: u64 = 13;
+const LPI_TABLES_BYTES: u64 = 0x1_0000;
 const GICR_WAKER: u64 = 0x14;
 const GICR_PROPBASER: u64 = 0x70;
 const GICR_PENDBASER: u64 = 0x78;
 const GICR_ISENABLER0: u64 = 0x1_0100;
 const GICR_ICENABLER0: u64 = 0x1_0180;
+
+/// A call that had to succeed.
+fn refused(call: &'static str) -> impl Fn(Refused) -> Stop {
+    move |refused| Stop::Failed(text!("{call} answered {refused:?}"))
+}
 
 fn redistributors(machine: &Machine) -> Outcome {
     let Some(run) = machine.tree().redistributors.iter().next() else {
@@ -293,19 +301,44 @@ fn redistributors(machine: &Machine) -> Outcome {
     let frame = run.start;
     let abort = |_| Stop::Failed(text!("an access to the redistributor at {frame:#x} aborted"));
     let before = machine.statistic(Statistic::EmulatedAccesses).unwrap_or(0);
-    for register in [GICR_PROPBASER, GICR_PENDBASER] {
-        machine.cpu_write_u64(frame + register, machine.scratch() | 0x8f).map_err(abort)?;
-        let now = machine.cpu_read_u64(frame + register).map_err(abort)?;
-        if now != 0 {
-            fail!("the register at {:#x} holds {now:#x} after a write", frame + register);
+    let kind = machine.cpu_read_u32(frame + GICR_TYPER).map_err(abort)?;
+    // Turns LPIs on with these tables, if that can be; whether they are on.
+    let turn_on = |configuration: u64, pending: u64| {
+        machine.cpu_write_u64(frame + GICR_PROPBASER, configuration | LPI_ID_BITS)?;
+        machine.cpu_write_u64(frame + GICR_PENDBASER, pending)?;
+        let control = machine.cpu_read_u32(frame + GICR_CTLR)?;
+        machine.cpu_write_u32(frame + GICR_CTLR, control | 1)?;
+        machine.cpu_read_u32(frame + GICR_CTLR).map(|control| control & 1 != 0)
+    };
+    let own = machine.scratch().next_multiple_of(LPI_TABLES_BYTES);
+    let (configuration, pending) = (own, own + LPI_TABLES_BYTES);
+    for forbidden in machine.tree().reserved.iter().map(|run| run.start.next_multiple_of(LPI_TABLES_BYTES)) {
+        for (configuration, pending) in [(forbidden, pending), (configuration, forbidden)] {
+            if turn_on(configuration, pending).map_err(abort)? {
+                fail!("LPIs are on with tables at {configuration:#x} and {pending:#x}");
+            }
         }
     }
-    let control = machine.cpu_read_u32(frame + GICR_CTLR).map_err(abort)?;
-    machine.cpu_write_u32(frame + GICR_CTLR, control | 1).map_err(abort)?;
-    let control = machine.cpu_read_u32(frame + GICR_CTLR).map_err(abort)?;
-    let kind = machine.cpu_read_u32(frame + GICR_TYPER).map_err(abort)?;
-    if control & 1 != 0 || kind & 1 != 0 {
-        fail!("GICR_CTLR {control:#x}, GICR_TYPER {kind:#x}: LPIs");
+    let lpis = turn_on(configuration, pending).map_err(abort)?;
+    if lpis != (kind & 1 != 0) {
+        fail!("GICR_TYPER {kind:#x}, but EnableLPIs {lpis} with tables of the host's own");
+    }
+    if lpis {
+        let guest = machine.create_guest().map_err(refused("GUEST_CREATE"))?;
+        let unit = machine.features().map_err(refused("FEATURES"))?.unit;
+        for page in [configuration, pending] {
+            let donated = machine.donate(page, unit, guest);
+            if !donated.is_err_and(|refused| refused.status() == Some(Status::WrongState)) {
+                fail!("MEM_DONATE of the LPI table at {page:#x}: {donated:?}");
+            }
+        }
+        let control = machine.cpu_read_u32(frame + GICR_CTLR).map_err(abort)?;
+        machine.cpu_write_u32(frame + GICR_CTLR, control & !1).map_err(abort)?;
+        if machine.cpu_read_u32(frame + GICR_CTLR).map_err(abort)? & 1 == 0 {
+            machine.donate(pending, unit, guest).map_err(refused("MEM_DONATE with LPIs off"))?;
+            machine.reclaim(pending, unit, guest).map_err(refused("MEM_RECLAIM"))?;
+        }
+        machine.destroy_guest(guest).map_err(refused("GUEST_DESTROY"))?;
     }
     machine.cpu_read_u32(frame + GICR_WAKER).map_err(abort)?;
     // The control: the frame beside it, with the SGIs' enables, is the host's own.
@@ -319,7 +352,10 @@ fn redistributors(machine: &Machine) -> Outcome {
     if emulated == 0 {
         fail!("no access was emulated");
     }
-    Ok(text!("{emulated} accesses emulated, no LPIs"))
+    Ok(text!(
+        "{emulated} accesses emulated, LPIs {}",
+        if lpis { "of the host's own tables alone" } else { "none" }
+    ))
 }
 
 fn injected(machine: &Machine) -> Outcome {

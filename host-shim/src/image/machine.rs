@@ -223,7 +223,7 @@ const DEVICES: [(&str, u64, bool); 12] = [
     ("flash", 0x0000_0000, false),
     ("interrupt distributor", 0x0800_0000, false),
     ("redistributor", 0x080a_0000, false),
-    ("ITS registers", 0x0808_0000, true),
+    ("ITS registers", 0x0808_0000, false),
     ("fw_cfg", 0x0902_0000, true),
     ("fw_cfg DMA", 0x0902_0010, true),
     ("virtio-mmio, first", 0x0a00_0000, true),

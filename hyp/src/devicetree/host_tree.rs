@@ -17,18 +17,21 @@ pub struct HostTree<'a> {
     pub initrd: Option<PhysRange>,
     /// Phandles of the SMMUs that the hypervisor emulates: their nodes stay, and so does what points at them.
     pub smmus: &'a [u32],
+    /// The ITSs are mediated: their nodes stay, and so does what points at them.
+    pub its: bool,
 }
 
 impl HostTree<'_> {
     fn keeps(&self, node: Node<'_>) -> bool {
+        let is = |wanted| node.compatible().any(|name| name == wanted);
         let phandle = node.find("phandle").map_or(0, |value| cells::number(value) as u32);
-        node.compatible().any(|name| name == compatible::SMMU) && self.smmus.contains(&phandle)
+        is(compatible::SMMU) && self.smmus.contains(&phandle) || is(compatible::ITS) && self.its
     }
 }
 
 /// Writes the host's tree into `out` and returns its size in bytes. `dtb` may be longer than the tree.
 ///
-/// Nodes that are left out, and each is logged: SMMUs that are not emulated, all PMCGs, ITSs, GICv2m frames, DMA masters without an
+/// Nodes that are left out, and each is logged: SMMUs that are not emulated, all PMCGs, ITSs that are not mediated, GICv2m frames, DMA masters without an
 /// SMMU (fw_cfg, virtio-mmio, PCIe root buses that are disabled or have a Requester ID that no SMMU translates),
 /// and the boot loader's modules in `/chosen`. Properties that point at them go too: `iommus`, `iommu-map`,
 /// `msi-parent`, `msi-map` and their masks. The GIC is no MSI controller any more. `bootargs` of the
@@ -59,6 +62,7 @@ pub fn write_host_tree(dtb: &[u8], out: &mut [u8], changes: &HostTree<'_>) -> Re
         seen_reserved_memory: false,
         node: Name::new(""),
         is_gic: false,
+        is_smmu: false,
         loses_iommu_map: false,
         loses_msi_map: false,
         run: None,
@@ -188,6 +192,8 @@ struct Rewriter<'a, 'b> {
     node: Name,
     /// And whether it is the GIC's Distributor.
     is_gic: bool,
+    /// Or an SMMU, which sends no MSIs of its own.
+    is_smmu: bool,
     /// Its maps point at removed nodes, so that their masks go too.
     loses_iommu_map: bool,
     loses_msi_map: bool,
@@ -239,6 +245,7 @@ impl Rewriter<'_, '_> {
         self.in_properties = true;
         self.node = Name::new(node.name);
         self.is_gic = is_gic(node);
+        self.is_smmu = removal(node) == Some(Removal::Smmu);
         self.writer.begin_node(node.name)
     }
 
@@ -253,7 +260,8 @@ impl Rewriter<'_, '_> {
         }
         // In no I/O table is the Distributor's page, where message-based SPIs are written to.
         let offers_msis = self.is_gic && MSI_PROPERTIES.iter().any(|name| property.is(name));
-        if offers_msis || self.points_at_removed(property) {
+        let sends_msis = self.is_smmu && property.is("msi-parent");
+        if offers_msis || sends_msis || self.points_at_removed(property) {
             log::info!("host's device tree: {} goes without {}", self.node.as_str(), property.name());
             return Ok(());
         }

@@ -347,7 +347,7 @@ fn the_host_tree_has_what_the_host_may_have() {
     let dtb = machine_tree().to_dtb();
     let reserved = [range(0x7000_0000, 0x20_0000), range(0xbfe0_0000, 0x20_0000)];
     let initrd = range(0x5000_0000, 0x1234);
-    let out = host_tree(&dtb, &HostTree { reserved: &reserved, initrd: Some(initrd), smmus: &[] });
+    let out = host_tree(&dtb, &HostTree { reserved: &reserved, initrd: Some(initrd), ..HostTree::default() });
 
     let (before, after) = (Fdt::new(&dtb).unwrap(), Fdt::new(&out).unwrap());
     let (mut old, mut new) = (vec![], vec![]);
@@ -452,7 +452,7 @@ fn nodes_that_are_missing_are_made() {
     let reserved = [range(0x7000_0000, 0x1000)];
     let out = host_tree(
         &tree.to_dtb(),
-        &HostTree { reserved: &reserved, initrd: Some(range(0x1000, 1)), smmus: &[] },
+        &HostTree { reserved: &reserved, initrd: Some(range(0x1000, 1)), ..HostTree::default() },
     );
     let fdt = Fdt::new(&out).unwrap();
     assert!(fdt.find_node("/chosen").unwrap().property("linux,initrd-end").is_some());
@@ -483,7 +483,7 @@ fn survives(dtb: &[u8]) {
     let reserved = [range(0x7000_0000, 0x20_0000)];
     let mut out = vec![0; 0x1_0000];
     let _ = read_machine(dtb);
-    let changes = HostTree { reserved: &reserved, initrd: Some(reserved[0]), smmus: &[] };
+    let changes = HostTree { reserved: &reserved, initrd: Some(reserved[0]), ..HostTree::default() };
     if let Ok(size) = write_host_tree(dtb, &mut out, &changes) {
         let read = total_size_bytes(dtb).and_then(|size| dtb.get(..size)).map(Fdt::new);
         assert!(!matches!(read, Some(Ok(_))) || Fdt::new(&out[..size]).is_ok());

@@ -118,6 +118,9 @@ pub trait Backend {
     /// for the next one.
     fn next_event(&self) -> Option<DrainedEvent>;
 
+    /// Whether events of the host's streams were lost before EL2 could take them, since the last call.
+    fn take_overflow(&self) -> bool;
+
     /// Makes an interrupt of the SMMU pending at the distributor.
     fn raise(&self, interrupt: Interrupt);
 }

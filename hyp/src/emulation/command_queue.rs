@@ -124,7 +124,7 @@ impl EmulatedSmmu {
             if self.complete(backend, collected, position - consumed, Batch::Consumed) == Batch::Stopped {
                 return Batch::Stopped;
             }
-            (collected, consumed) = (0, position);
+            collected = 0;
             match request {
                 Some(request) if self.fulfil(backend, request, budget) => {}
                 Some(_) => return Batch::UsedUp,

@@ -23,6 +23,17 @@ impl EmulatedSmmu {
                 self.write_record(backend, record);
             }
         }
+        if backend.take_overflow() && self.registers.cr0 & EVENTQEN != 0 {
+            self.lose_event();
+        }
+    }
+
+    /// Says that an event was lost, unless that is said already (7.4).
+    fn lose_event(&mut self) {
+        let (prod, cons) = (self.registers.eventq_prod, self.registers.eventq_cons);
+        if EVENTQ_PROD::OVFLG.read(prod) == EVENTQ_CONS::OVACKFLG.read(cons) {
+            self.registers.eventq_prod ^= EVENTQ_PROD::OVFLG::SET.value;
+        }
     }
 
     /// Records an event that EL2 found, not the SMMU.
@@ -67,12 +78,9 @@ impl EmulatedSmmu {
             return false;
         }
         let log2 = queue_log2(&self.ids, Queue::Events, self.registers.eventq_base);
-        let (prod, cons) = (self.registers.eventq_prod, self.registers.eventq_cons);
+        let prod = self.registers.eventq_prod;
         if self.waiting_events() >= 1 << log2 {
-            let is_told = EVENTQ_PROD::OVFLG.read(prod) != EVENTQ_CONS::OVACKFLG.read(cons);
-            if !is_told {
-                self.registers.eventq_prod ^= EVENTQ_PROD::OVFLG::SET.value;
-            }
+            self.lose_event();
             return false;
         }
         let mask = wrap_mask(log2);

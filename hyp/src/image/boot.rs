@@ -234,7 +234,12 @@ fn place_host(
     // SAFETY: the room is host RAM that nothing else is in, and EL1 does not run yet.
     let out = unsafe { slice::from_raw_parts_mut(room.start().0 as *mut u8, room.size_bytes() as usize) };
     let smmus = hypervisor.host_smmu_phandles();
-    let changes = HostTree { reserved: &[own], initrd: machine.ramdisk, smmus: smmus.as_slice() };
+    let changes = HostTree {
+        reserved: &[own],
+        initrd: machine.ramdisk,
+        smmus: smmus.as_slice(),
+        its: hypervisor.host_has_its(),
+    };
     let written = devicetree::write_host_tree(tree_bytes, out, &changes).unwrap_or_else(|error| stop(&error));
     clean(platform, room.start(), written as u64);
     log::info!("host kernel at {kernel}, its device tree at {}", room.start());

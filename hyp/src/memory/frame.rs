@@ -1,6 +1,6 @@
 //! Who owns each unit of RAM: two bytes a unit, in pages of the pool.
 
-use abi::{GuestHandle, Recipient};
+use abi::{GuestHandle, Recipient, Status};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::Memory;
 
@@ -20,8 +20,8 @@ pub enum Owner {
 }
 
 /// What the table says of one unit. Bits 7:0 say who owns it and, of the host's, bits 15:8 with whom it is shared, both as
-/// 0 (host or not shared), 1 to 64 (a guest), [`Self::HYPERVISOR_CODE`] or [`Self::NOBODY_CODE`]. Of a guest's, bits 15:8 are how
-/// often domains that a call made map it.
+/// 0 (host or not shared), 1 to 64 (a guest), [`Self::HYPERVISOR_CODE`] or [`Self::NOBODY_CODE`]. A pinned unit is the host's, and has
+/// [`Self::HYPERVISOR_CODE`] plus the number of its pins there. Of a guest's, bits 15:8 are how often domains that a call made map it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageState(u16);
 
@@ -60,7 +60,7 @@ impl PageState {
         }
     }
 
-    /// With whom the host shares the unit.
+    /// With whom the host shares the unit; a pinned one counts as shared with the hypervisor.
     pub fn sharer(self) -> Option<Recipient> {
         match self.0 >> 8 {
             0 => None,
@@ -80,6 +80,29 @@ impl PageState {
     /// The same with one mapping less.
     const fn unmapped(self) -> Self {
         if self.0 >> 8 == 0 { self } else { Self(self.0 - (1 << 8)) }
+    }
+
+    /// The same with one pin more; `None` when it is not the host's alone.
+    const fn pinned(self) -> Option<Self> {
+        match (self.0 & 0xff, self.0 >> 8) {
+            (0, 0) => Some(Self((Self::HYPERVISOR_CODE + 1) << 8)),
+            (0, code) if code > Self::HYPERVISOR_CODE && code < 0xff => Some(Self(self.0 + (1 << 8))),
+            _ => None,
+        }
+    }
+
+    /// Whether it is pinned as often as can be counted.
+    const fn is_full_of_pins(self) -> bool {
+        self.0 == 0xff << 8
+    }
+
+    /// The same with one pin less; as it is when it has none.
+    const fn unpinned(self) -> Self {
+        match (self.0 & 0xff, self.0 >> 8) {
+            (0, code) if code == Self::HYPERVISOR_CODE + 1 => Self::HOST,
+            (0, code) if code > Self::HYPERVISOR_CODE => Self(self.0 - (1 << 8)),
+            _ => self,
+        }
     }
 
     /// What a word of the table says of a unit in it.
@@ -262,6 +285,34 @@ impl FrameTable {
         for unit in run.each() {
             let state = self.unit(memory, run, unit);
             self.set_unit(memory, run, unit, state.unmapped());
+        }
+    }
+
+    /// Counts one pin more of every unit of the run.
+    ///
+    /// # Errors
+    /// `WrongState` when one is not the host's alone, `NoSpace` when one is pinned as often as can be counted. Nothing is changed.
+    pub fn add_pin(&mut self, memory: &impl Memory, run: &FrameRun) -> Result<(), Status> {
+        for unit in run.each() {
+            let state = self.unit(memory, run, unit);
+            if state.is_full_of_pins() {
+                return Err(Status::NoSpace);
+            }
+            state.pinned().ok_or(Status::WrongState)?;
+        }
+        for unit in run.each() {
+            if let Some(state) = self.unit(memory, run, unit).pinned() {
+                self.set_unit(memory, run, unit, state);
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one pin less of every unit of the run.
+    pub fn remove_pin(&mut self, memory: &impl Memory, run: &FrameRun) {
+        for unit in run.each() {
+            let state = self.unit(memory, run, unit);
+            self.set_unit(memory, run, unit, state.unpinned());
         }
     }
 

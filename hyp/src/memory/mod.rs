@@ -9,6 +9,7 @@ pub mod frame;
 mod guest;
 mod hold;
 mod host_stage2;
+mod pin;
 pub mod pool;
 #[cfg(test)]
 pub(crate) mod tests;

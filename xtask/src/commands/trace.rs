@@ -63,7 +63,12 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let names = if arguments.all { "smmu*\n".to_owned() } else { EVENTS.join("\n") + "\n" };
     fs::write(&events, names).with_context(|| format!("cannot write {}", events.display()))?;
     run.show = false;
-    run.extra.extend(vec!["-trace".into(), format!("events={}", events.display()), "-D".into(), raw.display().to_string()]);
+    run.extra.extend(vec![
+        "-trace".into(),
+        format!("events={}", events.display()),
+        "-D".into(),
+        raw.display().to_string(),
+    ]);
     let record = emulator::run(&run, &qemu, &software)?;
     show(&raw, arguments.only.as_deref())?;
     eprintln!("{} ({}, console in {})", record.sentence(timeout), run.shape, record.log.display());

@@ -105,7 +105,10 @@ mod tests {
 
     #[test]
     fn dependencies_are_names_between_commas() {
-        assert_eq!(depends(b"license=GPL\0depends=vfio-pci-core,vfio\0name=vfio_pci\0"), ["vfio_pci_core", "vfio"]);
+        assert_eq!(
+            depends(b"license=GPL\0depends=vfio-pci-core,vfio\0name=vfio_pci\0"),
+            ["vfio_pci_core", "vfio"]
+        );
         assert!(depends(b"depends=\0license=GPL\0").is_empty());
         assert!(depends(b"").is_empty());
     }

@@ -58,8 +58,8 @@ impl Archive {
         self.entries += 1;
         let links = 1;
         let (inode, size, name_size) = (self.entries, content.len() as u32, path.len() as u32 + 1);
-        let numbers =
-            [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0].map(|n| format!("{n:08x}"));
+        let numbers = [inode, mode, 0, 0, links, 0, size, 0, 0, device.0, device.1, name_size, 0]
+            .map(|n| format!("{n:08x}"));
         let start = self.bytes.len();
         self.bytes.extend_from_slice(MAGIC.as_bytes());
         self.bytes.extend_from_slice(numbers.concat().as_bytes());
@@ -80,8 +80,11 @@ impl Archive {
 mod tests {
     use super::*;
 
-    /// Path, mode, device numbers and content of each entry, read by the rules of the format.
-    fn read(mut rest: &[u8]) -> Vec<(String, u32, (u32, u32), Vec<u8>)> {
+    /// Path, mode, device numbers and content.
+    type Entry<S, C> = (S, u32, (u32, u32), C);
+
+    /// The entries, read by the rules of the format.
+    fn read(mut rest: &[u8]) -> Vec<Entry<String, Vec<u8>>> {
         let mut entries = Vec::new();
         while !rest.is_empty() {
             let header = std::str::from_utf8(&rest[..HEADER_BYTES]).expect("a header is text");
@@ -112,7 +115,7 @@ mod tests {
         let bytes = archive.finish();
         assert_eq!(bytes.len() % ALIGN_BYTES, 0);
         let entries = read(&bytes);
-        let expected: [(&str, u32, (u32, u32), &[u8]); 6] = [
+        let expected: [Entry<&str, &[u8]>; 6] = [
             ("bin", 0o040_755, (0, 0), b""),
             ("bin/tool", 0o100_755, (0, 0), b"12345"),
             ("bin/sh", 0o120_777, (0, 0), b"tool"),

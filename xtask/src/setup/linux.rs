@@ -34,7 +34,9 @@ pub struct Wanted(String);
 impl Wanted {
     /// Whether a version begins with what is wanted, and the number ends there too.
     fn takes(&self, version: &str) -> bool {
-        version.strip_prefix(&self.0).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+        version
+            .strip_prefix(&self.0)
+            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
     }
 
     /// The newest of `versions` that will do.
@@ -123,9 +125,8 @@ impl Linux {
 pub fn find_or_fetch(wanted: &Wanted, report: bool) -> Result<Linux> {
     let home = workspace::cache().join("linux");
     let names = fs::read_dir(&home).into_iter().flatten().flatten();
-    let cached: Vec<Linux> = names
-        .filter_map(|entry| Linux::cached(&home, &entry.file_name().to_string_lossy()))
-        .collect();
+    let cached: Vec<Linux> =
+        names.filter_map(|entry| Linux::cached(&home, &entry.file_name().to_string_lossy())).collect();
     if let Some(version) = wanted.newest(cached.into_iter().map(|linux| linux.version))
         && let Some(linux) = Linux::cached(&home, &version)
     {
@@ -145,7 +146,11 @@ fn fetch(apt: &Apt, wanted: &Wanted, home: &Path) -> Result<Linux> {
     let versions = |package: &str| -> Result<Vec<String>> {
         let names = apt.names(package)?;
         let version = |name: &String| Some(name.strip_prefix(package)?.strip_suffix(FLAVOUR)?.to_owned());
-        Ok(names.iter().filter_map(version).filter(|name| name.starts_with(|c: char| c.is_ascii_digit())).collect())
+        Ok(names
+            .iter()
+            .filter_map(version)
+            .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
+            .collect())
     };
     let modules = versions(MODULES_PACKAGE)?;
     let mut both: Vec<String> = versions(KERNEL_PACKAGE)?;
@@ -158,7 +163,10 @@ fn fetch(apt: &Apt, wanted: &Wanted, home: &Path) -> Result<Linux> {
     apt.fetch(&[packages.as_slice(), &[BUSYBOX_PACKAGE.to_owned()]].concat())?;
     apt.unpack(&home.join(&version))?;
     Linux::cached(home, &version).with_context(|| {
-        format!("the packages {} do not have a kernel and modules where they should be", packages.join(" and "))
+        format!(
+            "the packages {} do not have a kernel and modules where they should be",
+            packages.join(" and ")
+        )
     })
 }
 

@@ -73,7 +73,9 @@ impl Apt {
     /// Names of the archive's packages that begin with `prefix`.
     pub fn names(&self, prefix: &str) -> Result<Vec<String>> {
         let mut names = Vec::new();
-        run_watched(self.command("apt-cache").args(["pkgnames", prefix]), |line| names.push(line.to_owned()))?;
+        run_watched(self.command("apt-cache").args(["pkgnames", prefix]), |line| {
+            names.push(line.to_owned())
+        })?;
         Ok(names)
     }
 

@@ -1,0 +1,208 @@
+extern crate std;
+
+use proptest::prelude::*;
+use smmuv3::address::PhysAddr;
+use smmuv3::memory::Memory;
+
+use super::model::{ITS, POOL, POOL_BYTES, Scene};
+use crate::memory::tests::platform::RAM;
+
+const VALID: u64 = 1 << 63;
+/// The host's queue of 64 KiB, its tables and an ITT: where the host's driver would have them.
+const QUEUE: u64 = RAM + 0x10_0000;
+const QUEUE_BYTES: u64 = 0x1_0000;
+const DEVICE_TABLE: u64 = RAM + 0x20_0000;
+const COLLECTIONS: u64 = RAM + 0x30_0000;
+const ITT: u64 = RAM + 0x40_0000;
+
+/// A driver of the ITS, as far as it needs one.
+struct Driver {
+    scene: Scene,
+    next: u64,
+}
+
+impl Driver {
+    fn new(scene: Scene) -> Self {
+        for (n, table) in [(0, DEVICE_TABLE), (1, COLLECTIONS)] {
+            let register = ITS + 0x100 + 8 * n;
+            let fixed = scene.load(register, 8);
+            scene.store(register, 8, VALID | 1 << 62 | table | 2 << 8 | 7 | fixed);
+            let kept = scene.load(register, 8);
+            assert_eq!(kept >> 62 & 1, 0, "two-level tables are not offered");
+            assert_eq!(kept & 0x0000_ffff_ffff_f000, table, "reads as written");
+        }
+        scene.store(ITS + 0x80, 8, VALID | QUEUE | (QUEUE_BYTES / 4096 - 1));
+        scene.store(ITS + 0x88, 8, 0);
+        scene.store(ITS, 4, 1);
+        assert_eq!(scene.load(ITS, 4) & 1, 1);
+        Self { scene, next: 0 }
+    }
+
+    fn put(&mut self, words: [u64; 4]) {
+        for (offset, word) in (0..).step_by(8).zip(words) {
+            self.scene.platform().write_u64(PhysAddr(QUEUE + self.next + offset), word);
+        }
+        self.next = (self.next + 32) % QUEUE_BYTES;
+    }
+
+    /// Sends commands; how often the store trapped.
+    fn send(&mut self, commands: &[[u64; 4]]) -> u32 {
+        commands.iter().for_each(|command| self.put(*command));
+        let times = self.scene.store(ITS + 0x88, 8, self.next);
+        assert_eq!(self.scene.load(ITS + 0x90, 8), self.next, "all are consumed");
+        times
+    }
+}
+
+const fn mapd(device: u64, bits: u64, itt: u64) -> [u64; 4] {
+    [0x08 | device << 32, bits - 1, VALID | itt, 0]
+}
+
+const fn unmap(device: u64) -> [u64; 4] {
+    [0x08 | device << 32, 0, 0, 0]
+}
+
+const MAPC: [u64; 4] = [0x09, 0, VALID, 0];
+const SYNC: [u64; 4] = [0x05, 0, 0, 0];
+
+const fn mapti(device: u64, event: u64, lpi: u64) -> [u64; 4] {
+    [0x0a | device << 32, event | lpi << 32, 0, 0]
+}
+
+const fn int(device: u64, event: u64) -> [u64; 4] {
+    [0x03 | device << 32, event, 0, 0]
+}
+
+#[test]
+fn an_interrupt_is_delivered_and_all_tables_are_the_hypervisors() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    let free = driver.scene.free();
+    driver.send(&[MAPC, SYNC, mapd(0x18, 5, ITT), mapti(0x18, 3, 8195), [0x0c | 0x18 << 32, 3, 0, 0], SYNC]);
+    driver.send(&[int(0x18, 3)]);
+    {
+        let gic = driver.scene.platform().gic.lock().unwrap();
+        assert_eq!(gic.delivered, [8195]);
+        let (itt, log2) = gic.devices[&0x18];
+        assert!((POOL..POOL + POOL_BYTES).contains(&itt) && log2 == 5);
+    }
+    assert!(driver.scene.free() < free);
+    driver.send(&[unmap(0x18), SYNC]);
+    assert_eq!(driver.scene.free(), free, "the ITT and the page of the device list are back");
+    // Without a device there is no event, and the queue goes on.
+    driver.send(&[int(0x18, 3), mapti(0x18, 0, 8192), MAPC]);
+    assert_eq!(driver.scene.platform().gic.lock().unwrap().delivered, [8195]);
+}
+
+#[test]
+fn a_full_queue_is_worked_off_in_bounded_steps_and_wraps() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    driver.send(&[MAPC, mapd(1, 8, ITT), mapti(1, 200, 9000)]);
+    let many = std::vec![int(1, 200); (QUEUE_BYTES / 32) as usize - 1];
+    let times = driver.send(&many);
+    assert!(times as usize >= many.len() / crate::gic::its::BATCH, "{times} traps");
+    driver.send(&many);
+    assert_eq!(driver.scene.platform().gic.lock().unwrap().delivered.len(), 2 * many.len());
+}
+
+#[test]
+fn what_is_out_of_range_is_ignored() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    let free = driver.scene.free();
+    driver.send(&[
+        mapd(1 << 16, 5, ITT),
+        mapd(1, 17, ITT),
+        mapd(2, 5, ITT),
+        mapti(2, 32, 8192),
+        mapti(2, 0, 8191),
+        mapti(2, 0, 1 << 16),
+        [0x09, 0, VALID | 7 << 16, 0],
+        [0x05, 0, 7 << 16, 0],
+        // VMAPP of GICv4, and no command.
+        [0x29, 0, VALID, 0],
+        [0xff, u64::MAX, u64::MAX, u64::MAX],
+        unmap(2),
+    ]);
+    assert!(driver.scene.platform().gic.lock().unwrap().devices.is_empty());
+    assert_eq!(driver.scene.free(), free);
+}
+
+#[test]
+fn a_new_device_table_has_no_devices() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    let free = driver.scene.free();
+    for device in 0..100 {
+        driver.send(&[mapd(device, 5, ITT)]);
+    }
+    driver.scene.store(ITS, 4, 0);
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 0);
+    driver.scene.store(ITS + 0x100, 8, 0);
+    assert!(driver.scene.platform().gic.lock().unwrap().devices.is_empty());
+    assert_eq!(driver.scene.free(), free);
+}
+
+#[test]
+fn a_queue_that_is_not_the_hosts_stalls() {
+    for queue in [POOL, RAM - 0x1_0000, ITS] {
+        let driver = Driver::new(Scene::new(|_| {}));
+        driver.scene.store(ITS, 4, 0);
+        driver.scene.store(ITS + 0x80, 8, VALID | queue);
+        driver.scene.store(ITS, 4, 1);
+        driver.scene.store(ITS + 0x88, 8, 0x40);
+        assert_eq!(driver.scene.load(ITS + 0x90, 8), 1, "Stalled, and nothing consumed");
+    }
+}
+
+#[test]
+fn hardware_that_stops_is_a_bounded_wait_and_is_left_alone() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    driver.send(&[mapd(1, 5, ITT)]);
+    driver.scene.platform().gic.lock().unwrap().stuck = true;
+    driver.put(int(1, 0));
+    driver.scene.store(ITS + 0x88, 8, driver.next);
+    assert_eq!(driver.scene.load(ITS + 0x90, 8) & 1, 1, "Stalled");
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 0, "off");
+    driver.scene.store(ITS, 4, 1);
+    driver.scene.store(ITS + 0x88, 8, driver.next | 1);
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 0, "for good");
+}
+
+#[test]
+fn without_an_its_that_has_lpis_there_is_none() {
+    let scene = Scene::new(|gic| gic.hide_lpis());
+    assert!(!scene.0.host_has_its());
+    assert_eq!(scene.load(super::model::GICR + 8, 4) & 1, 0, "GICR_TYPER.PLPIS");
+    scene.store(super::model::GICR, 4, 1);
+    assert!(scene.platform().gic.lock().unwrap().lpi_tables.is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    /// The model asserts that the hardware touches nothing but the hypervisor's memory.
+    #[test]
+    fn whatever_the_host_writes_the_hardware_stays_in_the_hypervisors_memory(
+        stores in prop::collection::vec(
+            (prop_oneof![
+                Just(0u64), Just(0x80), Just(0x88), Just(0x100), Just(0x108), 0u64..0x140, 0u64..0x1_0000
+            ], 0u8..4, prop_oneof![
+                any::<u64>(), Just(1), Just(0), Just(VALID | QUEUE | 3), (0u64..0x800).prop_map(|n| n * 32),
+                Just(VALID | POOL), Just(VALID | POOL | 2 << 8 | 7)
+            ]),
+            1..60,
+        ),
+        commands in prop::collection::vec(
+            (prop::sample::select(std::vec![1u64, 3, 4, 5, 8, 8, 8, 9, 10, 10, 11, 12, 13, 14, 15, 0x29, 0x77]),
+             0u64..4, 0u64..40, any::<bool>(), any::<u64>()),
+            0..40,
+        ),
+    ) {
+        let mut driver = Driver::new(Scene::new(|_| {}));
+        for (number, device, event, valid, rest) in commands {
+            let third = if valid { VALID } else { 0 } | rest & 0x3f_0007;
+            driver.put([number | device << 32, event | (8190 + event) << 32, third | (POOL + (rest & 0xf000)), rest]);
+        }
+        for (offset, size_log2, value) in stores {
+            driver.scene.store(ITS + offset, 1 << size_log2, value);
+        }
+    }
+}

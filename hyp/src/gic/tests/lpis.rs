@@ -1,0 +1,96 @@
+extern crate std;
+
+use abi::{Function, Status};
+use proptest::prelude::*;
+
+use super::model::{GICR, POOL, Scene};
+use crate::memory::tests::platform::RAM;
+
+const PROPERTIES: u64 = RAM + 0x10_0000;
+const PENDING: u64 = RAM + 0x20_0000;
+/// IDbits, less one: INTIDs of 16 bits.
+const ID_BITS: u64 = 15;
+
+fn enable(scene: &Scene, properties: u64, pending: u64) -> bool {
+    scene.store(GICR + 0x70, 8, properties | ID_BITS);
+    scene.store(GICR + 0x78, 8, pending);
+    scene.store(GICR, 4, 1);
+    scene.load(GICR, 4) & 1 == 1
+}
+
+fn donate(scene: &Scene, page: u64) -> Result<u64, Status> {
+    scene.call(Function::MemDonate, [page, 4096, 1, 0])
+}
+
+#[test]
+fn tables_of_the_hosts_are_used_and_cannot_be_donated_meanwhile() {
+    let scene = Scene::new(|gic| gic.lpis_can_end = true);
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    assert_eq!(scene.load(GICR + 8, 4) & 1, 1, "GICR_TYPER.PLPIS");
+    assert!(enable(&scene, PROPERTIES, PENDING));
+    scene.assert_lpi_tables_stay();
+    for page in [PROPERTIES, PROPERTIES + 0xd000, PENDING, PENDING + 0x1000] {
+        assert_eq!(donate(&scene, page), Err(Status::WrongState));
+        assert_eq!(scene.call(Function::MemUnshare, [page, 4096, 0, 0]), Err(Status::WrongState));
+        assert_eq!(scene.call(Function::MemShare, [page, 4096, 1, 0]), Err(Status::WrongState));
+    }
+    donate(&scene, PENDING + 0x2000).unwrap();
+    // While they are in use the registers say where they are, whatever is written.
+    scene.store(GICR + 0x70, 8, POOL | ID_BITS);
+    assert_eq!(scene.load(GICR + 0x70, 8) & 0x000f_ffff_ffff_f000, PROPERTIES);
+    scene.store(GICR, 4, 0);
+    for page in [PROPERTIES, PENDING] {
+        donate(&scene, page).unwrap();
+    }
+}
+
+#[test]
+fn lpis_that_cannot_be_turned_off_keep_their_tables() {
+    let scene = Scene::new(|_| {});
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    assert!(enable(&scene, PROPERTIES, PENDING));
+    scene.store(GICR, 4, 0);
+    assert_eq!(scene.load(GICR, 4) & 1, 1);
+    scene.assert_lpi_tables_stay();
+}
+
+#[test]
+fn tables_that_are_not_the_hosts_alone_leave_lpis_off() {
+    let scene = Scene::new(|_| {});
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    let (guests, shared) = (RAM + 0x30_0000, RAM + 0x31_0000);
+    donate(&scene, guests + 0x1000).unwrap();
+    scene.call(Function::MemShare, [shared, 4096, 1, 0]).unwrap();
+    for bad in [POOL, guests, shared, 0, 0x0c00_0000, 0x000f_ffff_ffff_0000] {
+        assert!(!enable(&scene, bad, PENDING), "properties at {bad:#x}");
+        assert!(!enable(&scene, PROPERTIES, bad), "pending bits at {bad:#x}");
+        assert!(scene.platform().gic.lock().unwrap().lpi_tables.is_empty());
+    }
+    // Nothing is left pinned, and the control.
+    donate(&scene, PROPERTIES + 0x1000).unwrap();
+    assert!(enable(&scene, PROPERTIES + 0x8_0000, PENDING));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_host_writes_the_tables_in_use_are_its_own(
+        stores in prop::collection::vec(
+            (prop_oneof![Just(0u64), Just(0x70), Just(0x78), Just(0x74), Just(0x7c), 0u64..0x1000], 0u8..4,
+             prop_oneof![
+                any::<u64>(), Just(1), Just(0), Just(PROPERTIES | ID_BITS), Just(PENDING), Just(POOL | ID_BITS),
+                (0u64..64).prop_map(|n| (RAM + n * 0x10_0000) | n)
+             ]),
+            1..40,
+        ),
+        can_end in any::<bool>(),
+    ) {
+        let scene = Scene::new(|gic| gic.lpis_can_end = can_end);
+        scene.call(Function::GuestCreate, [0; 4]).unwrap();
+        for (offset, size_log2, value) in stores {
+            scene.store(GICR + offset, 1 << size_log2, value);
+            scene.assert_lpi_tables_stay();
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Against a GIC that says what memory it would touch, with the hypervisor as it starts.
+//!
+//! Invariants: what an ITS reads and writes is the hypervisor's own, whatever the host writes to its registers, its queue and its memory; what
+//! a Redistributor reads and writes is the host's, and stays so as long as LPIs are on; every wait is bounded.
+
+mod its;
+mod lpis;
+mod model;

@@ -1,0 +1,326 @@
+//! A GIC that does what it is told, and says where it would read and write memory.
+
+extern crate std;
+
+use std::boxed::Box;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use abi::{Function, Status};
+use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::memory::Memory;
+
+use crate::gic::{Access, Answer};
+use crate::hypercall;
+use crate::hypervisor::{Boot, Hypervisor};
+use crate::memory::tests::platform::{RAM, TestPlatform, machine, range};
+use crate::platform::{Heap, Platform};
+
+pub const GICD: u64 = 0x0800_0000;
+pub const GICR: u64 = 0x080a_0000;
+pub const ITS: u64 = 0x0808_0000;
+/// The hypervisor's pool: large enough for tables of 16-bit DeviceIDs.
+pub const POOL: u64 = RAM + (32 << 20);
+pub const POOL_BYTES: u64 = 16 << 20;
+
+const ENTRY_BYTES: u64 = 8;
+
+#[derive(Default)]
+pub struct State {
+    registers: BTreeMap<u64, u64>,
+    /// ITTs by DeviceID: where, and log2 of the entries.
+    pub devices: BTreeMap<u64, (u64, u64)>,
+    mapped: BTreeMap<(u64, u64), u64>,
+    /// LPIs that were made pending.
+    pub delivered: Vec<u64>,
+    /// What a Redistributor reads and writes, while its LPIs are on.
+    pub lpi_tables: Vec<PhysRange>,
+    /// EnableLPIs can be cleared.
+    pub lpis_can_end: bool,
+    /// The ITS consumes no command.
+    pub stuck: bool,
+    now_ns: u64,
+}
+
+impl State {
+    pub fn register(&self, address: u64) -> u64 {
+        self.registers.get(&address).copied().unwrap_or(0)
+    }
+
+    /// What an ITS may touch is the hypervisor's own.
+    fn own(start: u64, size_bytes: u64) {
+        assert!(start >= POOL && start + size_bytes <= POOL + POOL_BYTES, "the ITS at {start:#x}");
+    }
+
+    fn consume(&mut self, memory: &TestPlatform) {
+        let (cbaser, cwriter) = (self.register(ITS + 0x80), self.register(ITS + 0x88) & 0xf_ffe0);
+        let base = cbaser & 0x000f_ffff_ffff_f000;
+        let size_bytes = ((cbaser & 0xff) + 1) << 12;
+        while self.register(ITS) & 1 != 0 && !self.stuck && self.register(ITS + 0x90) != cwriter {
+            assert!(cbaser >> 63 == 1);
+            let at = self.register(ITS + 0x90);
+            Self::own(base + at, 32);
+            self.command([0, 8, 16, 24].map(|word| memory.read_u64(PhysAddr(base + at + word))));
+            self.registers.insert(ITS + 0x90, (at + 32) % size_bytes);
+        }
+    }
+
+    fn command(&mut self, [first, second, third, _]: [u64; 4]) {
+        for (n, wanted) in [(0, 1), (1, 4)] {
+            let baser = self.register(ITS + 0x100 + 8 * n);
+            assert_eq!((baser >> 63, baser >> 62 & 1, baser >> 56 & 7), (1, 0, wanted));
+            let page = [1 << 12, 1 << 14, 1 << 16][(baser >> 8 & 3) as usize];
+            Self::own(baser & 0x0000_ffff_ffff_f000, ((baser & 0xff) + 1) * page);
+        }
+        let (device, event) = (first >> 32, second & 0xffff_ffff);
+        let itt = self.devices.get(&device).copied();
+        let touch = || {
+            let (start, log2) = itt.expect("a command about a device that is not mapped");
+            assert!(event >> log2 == 0, "an event that the ITT has no entry for");
+            Self::own(start, ENTRY_BYTES << log2);
+        };
+        match first & 0xff {
+            0x08 if third >> 63 == 1 => {
+                let log2 = (second & 0x1f) + 1;
+                let start = third & 0x000f_ffff_ffff_ff00;
+                Self::own(start, ENTRY_BYTES << log2);
+                self.devices.insert(device, (start, log2));
+            }
+            0x08 => drop(self.devices.remove(&device)),
+            0x0a => {
+                touch();
+                self.mapped.insert((device, event), second >> 32);
+            }
+            0x03 => {
+                touch();
+                self.delivered.extend(self.mapped.get(&(device, event)));
+            }
+            0x01 | 0x04 | 0x0b | 0x0c | 0x0f => touch(),
+            0x05 | 0x09 | 0x0d | 0x0e => {}
+            other => panic!("ITS command {other:#x}"),
+        }
+    }
+
+    fn lpis(&mut self, ctlr: u32) {
+        let on = !self.lpi_tables.is_empty();
+        match (ctlr & 1 != 0, on) {
+            (true, false) => {
+                let (prop, pend) = (self.register(GICR + 0x70), self.register(GICR + 0x78));
+                let bits = (prop & 0x1f) + 1;
+                self.lpi_tables = Vec::from([
+                    range(prop & 0x000f_ffff_ffff_f000, (1 << bits) - 8192),
+                    range(pend & 0x000f_ffff_ffff_0000, (1 << bits) / 8),
+                ]);
+            }
+            (false, true) if self.lpis_can_end => self.lpi_tables.clear(),
+            _ => {}
+        }
+        let ctlr = ctlr & !1 | u32::from(!self.lpi_tables.is_empty());
+        self.registers.insert(GICR, u64::from(ctlr) | if self.lpis_can_end { 1 << 1 } else { 0 });
+    }
+}
+
+#[derive(Default)]
+pub struct GicPlatform {
+    memory: TestPlatform,
+    pub gic: Mutex<State>,
+}
+
+impl Memory for GicPlatform {
+    fn read_u64(&self, address: PhysAddr) -> u64 {
+        self.memory.read_u64(address)
+    }
+
+    fn write_u64(&self, address: PhysAddr, value: u64) {
+        self.memory.write_u64(address, value);
+    }
+
+    fn full_barrier(&self) {}
+}
+
+const fn is_gic(address: PhysAddr) -> bool {
+    address.0 >= GICD && address.0 < GICR + 0x2_0000
+}
+
+impl Platform for GicPlatform {
+    fn cpu(&self) -> u16 {
+        0
+    }
+
+    fn cpus(&self) -> u16 {
+        1
+    }
+
+    fn read_host_u64(&self, address: PhysAddr) -> u64 {
+        assert!(!(POOL..POOL + POOL_BYTES).contains(&address.0), "{address} is not the host's");
+        self.memory.read_u64(address)
+    }
+
+    fn write_host_u64(&self, address: PhysAddr, value: u64) {
+        self.memory.write_host_u64(address, value);
+    }
+
+    fn write_host_u32(&self, address: PhysAddr, value: u32) {
+        self.memory.write_host_u32(address, value);
+    }
+
+    fn wipe(&self, range: PhysRange) {
+        self.memory.wipe(range);
+    }
+
+    fn read_register_u32(&self, address: PhysAddr) -> u32 {
+        if !is_gic(address) {
+            return self.memory.read_register_u32(address);
+        }
+        self.gic.lock().unwrap().register(address.0) as u32
+    }
+
+    fn write_register_u32(&self, address: PhysAddr, value: u32) {
+        if !is_gic(address) {
+            return self.memory.write_register_u32(address, value);
+        }
+        let mut gic = self.gic.lock().unwrap();
+        match address.0 {
+            ITS => {
+                gic.registers.insert(ITS, u64::from(value & 1 | (!value & 1) << 31));
+                gic.consume(&self.memory);
+            }
+            GICR => gic.lpis(value),
+            other => drop(gic.registers.insert(other, value.into())),
+        }
+    }
+
+    fn read_register_u64(&self, address: PhysAddr) -> u64 {
+        self.gic.lock().unwrap().register(address.0)
+    }
+
+    fn write_register_u64(&self, address: PhysAddr, value: u64) {
+        let mut gic = self.gic.lock().unwrap();
+        let fixed = match address.0 - ITS {
+            0x100 => 1 << 56 | (ENTRY_BYTES - 1) << 48,
+            0x108 => 4 << 56 | (ENTRY_BYTES - 1) << 48,
+            0x110..0x140 => return,
+            _ => 0,
+        };
+        let value = if fixed == 0 { value } else { value & !(0b111 << 56 | 0x1f << 48) | fixed };
+        gic.registers.insert(address.0, value);
+        if address.0 == ITS + 0x80 {
+            gic.registers.insert(ITS + 0x90, 0);
+        }
+        gic.consume(&self.memory);
+    }
+
+    fn invalidate_host_stage2(&self, range: PhysRange) {
+        self.memory.invalidate_host_stage2(range);
+    }
+
+    fn now_ns(&self) -> u64 {
+        self.gic.lock().unwrap().now_ns
+    }
+
+    fn relax(&self) {
+        self.gic.lock().unwrap().now_ns += 1_000_000;
+    }
+
+    fn heap_add(&self, heap: Heap, range: PhysRange) {
+        self.memory.heap_add(heap, range);
+    }
+
+    fn heap_take(&self, heap: Heap, order: u8) -> Option<PhysAddr> {
+        self.memory.heap_take(heap, order)
+    }
+
+    fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8) {
+        self.memory.heap_give(heap, run, order);
+    }
+}
+
+/// The hypervisor on a machine with this GIC, and its host.
+pub struct Scene(pub Box<Hypervisor<GicPlatform>>);
+
+impl Scene {
+    pub fn new(prepare: impl Fn(&mut State)) -> Self {
+        let platform = GicPlatform::default();
+        let machine = machine(&platform.memory);
+        {
+            let mut gic = platform.gic.lock().unwrap();
+            // GICD_TYPER: LPIs, INTIDs of 16 bits.
+            gic.registers.insert(GICD + 4, 15 << 19 | 1 << 17);
+            // GICR_TYPER: Last, PLPIS.
+            gic.registers.insert(GICR + 8, 1 << 4 | 1);
+            gic.registers.insert(ITS, 1 << 31);
+            // GITS_TYPER: Devbits and ID_bits 16, entries of 8 bytes, physical LPIs.
+            gic.registers.insert(ITS + 8, 15 << 13 | 15 << 8 | (ENTRY_BYTES - 1) << 4 | 1);
+            gic.registers.insert(ITS + 0x100, 1 << 56 | (ENTRY_BYTES - 1) << 48);
+            gic.registers.insert(ITS + 0x108, 4 << 56 | (ENTRY_BYTES - 1) << 48);
+            prepare(&mut gic);
+        }
+        let mut hypervisor = Box::new(Hypervisor::new(platform));
+        let pool = [range(POOL, POOL_BYTES)];
+        hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool }).unwrap();
+        Self(hypervisor)
+    }
+
+    pub fn platform(&self) -> &GicPlatform {
+        self.0.platform()
+    }
+
+    /// The host's store, made again as often as it traps; how often.
+    pub fn store(&self, address: u64, size_bytes: u8, value: u64) -> u32 {
+        for times in 1..10_000 {
+            match self.0.emulate(PhysAddr(address), Access { size_bytes, write: Some(value) }) {
+                Some(Answer::Again) => {}
+                Some(Answer::Done(_)) => return times,
+                None => panic!("{address:#x} is not emulated"),
+            }
+        }
+        panic!("a store that never ends");
+    }
+
+    pub fn load(&self, address: u64, size_bytes: u8) -> u64 {
+        match self.0.emulate(PhysAddr(address), Access { size_bytes, write: None }) {
+            Some(Answer::Done(value)) => value,
+            other => panic!("a load at {address:#x}: {other:?}"),
+        }
+    }
+
+    pub fn call(&self, function: Function, arguments: [u64; 4]) -> Result<u64, Status> {
+        let hypercall::Answer { x: [x0, x1, ..] } = self.0.hypercall(function.id(), arguments);
+        match Status::from_register(x0).unwrap() {
+            Status::Success => Ok(x1),
+            status => Err(status),
+        }
+    }
+
+    /// Free pages of the pool.
+    pub fn free(&self) -> u64 {
+        self.call(Function::PoolState, [0; 4]).unwrap()
+    }
+
+    /// Whether what the Redistributor reads and writes cannot leave the host.
+    pub fn assert_lpi_tables_stay(&self) {
+        let tables = self.platform().gic.lock().unwrap().lpi_tables.clone();
+        for table in tables {
+            for page in (table.start().0 & !0xfff..=table.last().0).step_by(4096) {
+                let donated = self.call(Function::MemDonate, [page, 4096, 1, 0]);
+                assert!(donated.is_err(), "{page:#x} is in use by a Redistributor");
+                let [owner, sharer] = {
+                    let hypercall::Answer { x: [_, owner, sharer, ..] } =
+                        self.0.hypercall(Function::MemQuery.id(), [page, 0, 0, 0]);
+                    [owner, sharer]
+                };
+                assert_eq!(owner, 0, "{page:#x} is the host's");
+                assert_ne!(sharer, 0, "and pinned");
+            }
+        }
+    }
+}
+
+impl State {
+    /// The GIC has no LPIs (GICD_TYPER.LPIS, GICR_TYPER.PLPIS).
+    pub fn hide_lpis(&mut self) {
+        self.registers.insert(GICD + 4, 15 << 19);
+        self.registers.insert(GICR + 8, 1 << 4);
+    }
+}
