@@ -170,5 +170,8 @@ impl EmulatedSmmu {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// Offsets of registers are those of page 0 and page 1.
 const _: () = assert!(EVENTQ_BASE_OFFSET < PAGE1 && PAGE1 < SPACE_BYTES);

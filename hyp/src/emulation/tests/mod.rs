@@ -1,0 +1,9 @@
+//! The emulated SMMU against a back-end that is made of maps, and a driver that does what Linux's does.
+//!
+//! A test names the rule that it shows, and its section of IHI 0070 where there is one.
+
+mod commands;
+mod driver;
+mod hostile;
+mod rig;
+mod streams;
