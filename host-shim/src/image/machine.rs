@@ -88,6 +88,11 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Where the registers of an SMMU are; `None` if the hypervisor did not say.
+    pub fn smmu_base(&self, smmu: usize) -> Option<u64> {
+        self.bases.get(smmu).copied().filter(|base| *base != 0)
+    }
+
     /// Enumerates the devices and finds memory for the checks.
     pub fn new(tree: &Tree, device_tree: Run, rounds: u32, counts_instructions: bool) -> Option<Self> {
         let scratch = scratch(tree, device_tree)?;

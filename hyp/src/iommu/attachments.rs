@@ -44,7 +44,7 @@ pub struct How {
 
 /// A domain that a stream stands on, and how.
 #[derive(Clone, Copy)]
-pub(super) struct Side<'a> {
+pub(super) struct Side {
     domain: u16,
     /// The stage-2 domain whose array has the entries: the same, or the parent of the vSMMU.
     stage2: DomainIndex,
@@ -52,8 +52,8 @@ pub(super) struct Side<'a> {
     ats: Ats,
     granule: Granule,
     stages: Stages,
-    /// What the host's driver has the stream for, where the domain does not say it.
-    config: Option<&'a Stage1Config>,
+    /// Where the domain does not say it: which of [`Registry::driver_configs`] the stream has.
+    config: u8,
 }
 
 /// What a stream is translated by.
@@ -195,7 +195,7 @@ impl Iommu {
         p: &P,
         registry: &Registry,
         stream: Stream<'_>,
-    ) -> Result<Option<Side<'static>>, Refused> {
+    ) -> Result<Option<Side>, Refused> {
         let Some((domain, vmid)) = registry.standing(p, stream)? else { return Ok(None) };
         let entry = stream.device.entry(p, stream.id).ok_or(Refused::Hardware)?;
         registry.side(domain, vmid, entry.ats()).map(Some)
@@ -209,7 +209,7 @@ impl Iommu {
         stream: Stream<'_>,
         index: u16,
         ats: bool,
-    ) -> Result<(Side<'static>, bool), Refused> {
+    ) -> Result<(Side, bool), Refused> {
         let domain = *registry.domain(index)?;
         let features = &stream.device.features;
         let most = Ats::most(features, self.is_trusted(usize::from(stream.smmu), stream.id));
@@ -273,8 +273,8 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        from: Option<&Side<'_>>,
-        to: Option<&Side<'_>>,
+        from: Option<&Side>,
+        to: Option<&Side>,
         pages: &mut G,
     ) -> Result<(), Refused> {
         let mut pages = ArrayRuns(pages);
@@ -305,7 +305,7 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        side: &Side<'_>,
+        side: &Side,
         pages: &mut impl ArrayPages,
     ) -> Result<(), Refused> {
         let entries = side.entries(stream);
@@ -327,8 +327,8 @@ impl Iommu {
         p: &P,
         registry: &Registry,
         stream: Stream<'_>,
-        from: Option<&Side<'_>>,
-        to: Option<&Side<'_>>,
+        from: Option<&Side>,
+        to: Option<&Side>,
     ) -> Result<(), Fault> {
         let device = stream.device;
         let had_ats = from.is_some_and(|from| from.ats != Ats::Off);
@@ -356,7 +356,7 @@ impl Iommu {
 
     /// Flushes the tag of a side if no other stream uses it.
     #[inline]
-    fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side<'_>) -> Result<(), Fault> {
+    fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
         let cell = self.cell(side.stage2);
         let tag = side.tag_entry(stream).filter(|entry| cell.users(p, entry) == 1);
         tag.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
@@ -374,8 +374,8 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        from: Option<&Side<'_>>,
-        to: Option<&Side<'_>>,
+        from: Option<&Side>,
+        to: Option<&Side>,
     ) -> Result<(), Refused> {
         let again = || {
             self.settle(p, registry, stream, to, from)?;
@@ -400,7 +400,7 @@ impl Iommu {
         p: &P,
         registry: &mut Registry,
         stream: Stream<'_>,
-        side: &Side<'_>,
+        side: &Side,
         pages: &mut impl ArrayPages,
     ) {
         let entries = side.entries(stream);
@@ -437,7 +437,7 @@ fn empty_atc<P: Platform>(p: &P, stream: Stream<'_>) -> Result<(), Fault> {
     stream.device.run(p, &[invalidation::forget_atc(stream.id)])
 }
 
-impl Side<'_> {
+impl Side {
     fn entry(&self, stream: Stream<'_>, target: Target) -> Entry {
         Entry::new(stream.smmu, target, self.granule)
     }
@@ -513,7 +513,7 @@ impl Registry {
 
     /// The side of a stream in a domain whose tag on its SMMU is `vmid`.
     #[inline]
-    fn side(&self, domain: u16, vmid: u16, ats: Ats) -> Result<Side<'static>, Refused> {
+    fn side(&self, domain: u16, vmid: u16, ats: Ats) -> Result<Side, Refused> {
         let (stage2, stages) = match &self.domain(domain)?.kind {
             Kind::Stage2(_) => (domain, Stages::Stage2),
             Kind::Nested { vsmmu, config } => (self.vsmmu(*vsmmu)?.parent, config.into()),
@@ -521,24 +521,29 @@ impl Registry {
             Kind::Emulated { .. } => return Err(Refused::Busy),
         };
         let granule = self.stage2_table(stage2)?.geometry().granule();
-        Ok(Side { domain, stage2: DomainIndex(stage2), vmid, ats, granule, stages, config: None })
+        Ok(Side { domain, stage2: DomainIndex(stage2), vmid, ats, granule, stages, config: 0 })
     }
 
-    /// The side of a stream that the host's driver has.
-    pub(super) fn emulated_side<'a>(
+    /// The side of a stream that the host's driver has, by one of [`Registry::driver_configs`].
+    pub(super) fn emulated_side(
         &self,
         domain: u16,
         vmid: u16,
         ats: Ats,
-        config: &'a Stage1Config,
-    ) -> Result<Side<'a>, Refused> {
+        config: u8,
+    ) -> Result<Side, Refused> {
         let granule = self.stage2_table(HOST.0)?.geometry().granule();
-        Ok(Side { domain, stage2: HOST, vmid, ats, granule, stages: config.into(), config: Some(config) })
+        let stages = self.driver_config(config)?.into();
+        Ok(Side { domain, stage2: HOST, vmid, ats, granule, stages, config })
+    }
+
+    fn driver_config(&self, config: u8) -> Result<&Stage1Config, Refused> {
+        self.driver_configs.get(usize::from(config)).ok_or(Refused::UnknownDomain)
     }
 
     /// The STE of a side.
     #[inline]
-    fn entry_of(&self, side: &Side<'_>) -> Result<StreamTableEntry, Refused> {
+    fn entry_of(&self, side: &Side) -> Result<StreamTableEntry, Refused> {
         let table = self.stage2_table(side.stage2.0)?;
         let (geometry, root) = (table.geometry(), table.root());
         Ok(match &self.domain(side.domain)?.kind {
@@ -546,10 +551,13 @@ impl Registry {
             Kind::Nested { config, .. } => {
                 StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
             }
-            Kind::Emulated { .. } => {
-                let config = side.config.ok_or(Refused::UnknownDomain)?;
-                StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
-            }
+            Kind::Emulated { .. } => StreamTableEntry::nested(
+                self.driver_config(side.config)?,
+                geometry,
+                root,
+                side.vmid,
+                side.ats,
+            ),
         })
     }
 
@@ -561,13 +569,7 @@ impl Registry {
     }
 
     /// Records that a stream went from one side to another.
-    fn record<P: Platform>(
-        &mut self,
-        p: &P,
-        stream: Stream<'_>,
-        from: Option<&Side<'_>>,
-        to: Option<&Side<'_>>,
-    ) {
+    fn record<P: Platform>(&mut self, p: &P, stream: Stream<'_>, from: Option<&Side>, to: Option<&Side>) {
         if let Some(domain) = from.and_then(|from| self.domain_mut(from.domain)) {
             domain.streams = domain.streams.saturating_sub(1);
         }

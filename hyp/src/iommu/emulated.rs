@@ -112,12 +112,13 @@ impl Iommu {
         };
         let entry = if is_here { device.entry(p, stream.id) } else { None };
         let before = entry.map_or(Stage1Config::Abort, |entry| entry.stage1_config());
+        registry.driver_configs = [before, config];
         let side = |config, ats| registry.emulated_side(emulated.domain, emulated.vmid, ats, config);
         let from = match entry {
-            Some(entry) => Some(side(&before, entry.ats())?),
+            Some(entry) => Some(side(0, entry.ats())?),
             None => None,
         };
-        let to = if config == Stage1Config::Abort { None } else { Some(side(&config, ats)?) };
+        let to = if config == Stage1Config::Abort { None } else { Some(side(1, ats)?) };
         if from.is_none() && to.is_none() {
             return verdict;
         }

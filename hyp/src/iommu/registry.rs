@@ -107,6 +107,8 @@ pub(super) struct Registry {
     pub streams: [SortedMap; MAX_SMMUS],
     /// Invalidation arrays that somebody may be reading.
     pub retired: Retired,
+    /// What the host's driver has a stream for and what it is to have it for, while that changes.
+    pub driver_configs: [Stage1Config; 2],
     domains: [Option<Domain>; MAX_DOMAINS],
     vsmmus: [Option<Vsmmu>; MAX_VSMMUS],
     /// The generation of the next object: 65,536 objects later a handle could be taken for another's.
@@ -119,6 +121,7 @@ impl Registry {
             vmids: [const { IdSpace::EMPTY }; MAX_SMMUS],
             streams: [const { SortedMap::new() }; MAX_SMMUS],
             retired: Retired::new(),
+            driver_configs: [Stage1Config::Abort; 2],
             domains: [const { None }; MAX_DOMAINS],
             vsmmus: [const { None }; MAX_VSMMUS],
             generation: 0,

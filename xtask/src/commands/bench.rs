@@ -75,6 +75,20 @@ const ROWS: &[Row] = &[
         pkvm: "-",
     },
     Row {
+        what: "emulated SMMU: a load",
+        source: Source::Guest("emulated-load"),
+        limit: 180,
+        unit: "instructions",
+        pkvm: "-",
+    },
+    Row {
+        what: "emulated SMMU: TLBI and SYNC, one trap",
+        source: Source::Guest("emulated-batch-1"),
+        limit: 700,
+        unit: "instructions",
+        pkvm: "-",
+    },
+    Row {
         what: "map and unmap 4 KiB, guest domain",
         source: Source::Guest("domain-map-unmap-page"),
         limit: 2_200,
