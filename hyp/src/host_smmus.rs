@@ -8,7 +8,7 @@ use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::command::Command;
 use smmuv3::event::EventRecord;
 use smmuv3::invalidation::MAX_SMMUS;
-use smmuv3::registers::{CR0_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET};
+use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET};
 use smmuv3::ste::Stage1Claim;
 use spin::{Mutex, Once};
 
@@ -44,6 +44,19 @@ struct HostSmmu {
 struct Emulation {
     front: EmulatedSmmu,
     back: Back,
+    accesses: u64,
+    queue_stores: u64,
+}
+
+/// What the host's drivers did to all emulated SMMUs since boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DriverCounters {
+    /// Accesses of registers, each of them a trap.
+    pub accesses: u64,
+    /// Of these, stores to CMDQ_PROD.
+    pub queue_stores: u64,
+    /// CMD_SYNCs that were consumed.
+    pub syncs: u64,
 }
 
 /// What belongs to an emulated SMMU behind its registers.
@@ -78,7 +91,7 @@ impl HostSmmus {
             };
             place.call_once(|| HostSmmu {
                 registers: node.registers,
-                emulation: Mutex::new(Emulation { front, back }),
+                emulation: Mutex::new(Emulation { front, back, accesses: 0, queue_stores: 0 }),
             });
         }
     }
@@ -136,16 +149,39 @@ impl<P: Platform> Hypervisor<P> {
         found
     }
 
+    /// Has the host's driver have a stream that came back, as its stream table says now.
+    #[cold]
+    pub(crate) fn return_stream(&self, smmu: usize, stream: u32) {
+        if let Some(smmu) = self.host_smmus.smmus.get(smmu).and_then(Once::get) {
+            let Emulation { front, back, .. } = &mut *smmu.emulation.lock();
+            front.refresh_stream(&HostBackend { hypervisor: self, back }, stream);
+        }
+    }
+
+    /// What the host's drivers did.
+    pub fn driver_counters(&self) -> DriverCounters {
+        let mut sum = DriverCounters::default();
+        for smmu in self.host_smmus.smmus.iter().filter_map(Once::get) {
+            let Emulation { front, accesses, queue_stores, .. } = &*smmu.emulation.lock();
+            sum.accesses = sum.accesses.wrapping_add(*accesses);
+            sum.queue_stores = sum.queue_stores.wrapping_add(*queue_stores);
+            sum.syncs = sum.syncs.wrapping_add(front.syncs());
+        }
+        sum
+    }
+
     /// A load or a store of the host's in the registers of an SMMU that it has; `None` if there is none at the address.
     #[inline]
     pub(crate) fn host_smmu_access(&self, address: PhysAddr, access: Access) -> Option<Answer> {
         let (emulated, offset) = self.host_smmus.at(address)?;
         let mut emulated = emulated.lock();
-        let Emulation { front, back } = &mut *emulated;
+        let Emulation { front, back, accesses, queue_stores } = &mut *emulated;
+        *accesses = accesses.wrapping_add(1);
         let backend = HostBackend { hypervisor: self, back };
         let Some(value) = access.write else {
             return Some(Answer::Done(front.read(&backend, offset, access.size_bytes)));
         };
+        *queue_stores = queue_stores.wrapping_add(u64::from(offset == CMDQ_PROD_OFFSET));
         let progress = front.write(&backend, offset, access.size_bytes, value);
         if offset == IRQ_CTRL_OFFSET {
             backend.mirror_interrupts(front.read(&backend, IRQ_CTRL_OFFSET, 4) as u32);

@@ -355,6 +355,9 @@ impl<P: Platform> Hypervisor<P> {
                 state.total.saturating_sub(state.free)
             }
             Statistic::EmulatedAccesses => self.emulated_accesses.load(Ordering::Relaxed),
+            Statistic::DriverAccesses => self.driver_counters().accesses,
+            Statistic::DriverQueueStores => self.driver_counters().queue_stores,
+            Statistic::DriverSyncs => self.driver_counters().syncs,
             Statistic::HostTableBytes => self.memory.lock().host_table_bytes(),
         }
     }

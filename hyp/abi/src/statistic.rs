@@ -17,7 +17,10 @@ documented! {
         InjectedAborts = 7, "Stage-2 aborts injected into EL1.";
         BootTicks = 8, "Generic timer ticks from EL2's entry on the first CPU to its first exception return to EL1.";
         TablePages = 9, "Pages that hold page tables, stream tables and queues.";
-        EmulatedAccesses = 10, "Accesses to mediated interrupt-controller registers that EL2 emulated.";
+        EmulatedAccesses = 10, "Accesses of registers that EL2 emulated: of SMMUs and of the interrupt controller.";
         HostTableBytes = 11, "Bytes of the page tables that hold the host's stage 2 and the shared I/O page table.";
+        DriverAccesses = 12, "Accesses of the registers of emulated SMMUs.";
+        DriverQueueStores = 13, "Of these, stores to `CMDQ_PROD`.";
+        DriverSyncs = 14, "CMD_SYNC commands that the host's own drivers sent.";
     }
 }

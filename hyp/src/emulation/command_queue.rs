@@ -194,6 +194,7 @@ impl EmulatedSmmu {
             }
             Request::Sync(completion) => {
                 self.advance(1);
+                self.syncs = self.syncs.wrapping_add(1);
                 self.signal(backend, completion);
                 return true;
             }

@@ -85,6 +85,8 @@ pub struct EmulatedSmmu {
     range: Option<Walk>,
     /// The SMMU is dead: service failure mode.
     failed: bool,
+    /// CMD_SYNCs that were consumed.
+    syncs: u64,
     /// Commands that were read from the queue, and what is forwarded of them.
     batch: [Command; BATCH],
 }
@@ -101,6 +103,7 @@ impl EmulatedSmmu {
             translation: Translation::Off,
             range: None,
             failed: false,
+            syncs: 0,
             batch: [Command([0; 2]); BATCH],
         }
     }
@@ -160,6 +163,11 @@ impl EmulatedSmmu {
                 Progress::Done
             }
         }
+    }
+
+    /// CMD_SYNCs that were consumed since it was made.
+    pub const fn syncs(&self) -> u64 {
+        self.syncs
     }
 
     /// Looks at the STE of a stream again: for a stream that came back to the host.

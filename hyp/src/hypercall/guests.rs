@@ -64,7 +64,7 @@ impl<P: Platform> Hypervisor<P> {
         if let Some(place) = streams.position(|known| known.guest == guest)
             && let Some(known) = streams.get(place).copied()
         {
-            self.detach(&mut streams, known.smmu, known.stream, Some(place))?;
+            let _ = self.detach(&mut streams, known.smmu, known.stream, Some(place))?;
             return MORE;
         }
         let p = &self.platform;

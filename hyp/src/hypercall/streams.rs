@@ -122,35 +122,41 @@ impl<P: Platform> Hypervisor<P> {
 
     pub(super) fn stream_detach(&self, smmu: u64, stream: u64) -> Outcome {
         let (smmu, stream) = self.claimed_stream(smmu, stream)?;
-        let mut streams = self.streams.lock();
-        let place = streams.position(|known| known.smmu == smmu && known.stream == stream);
-        if let Some(known) = place.and_then(|place| streams.get(place)) {
-            self.memory.lock().check_alive(known.guest)?;
+        let has_driver = {
+            let mut streams = self.streams.lock();
+            let place = streams.position(|known| known.smmu == smmu && known.stream == stream);
+            if let Some(known) = place.and_then(|place| streams.get(place)) {
+                self.memory.lock().check_alive(known.guest)?;
+            }
+            self.detach(&mut streams, smmu, stream, place)?
+        };
+        if has_driver {
+            self.return_stream(smmu, stream);
         }
-        self.detach(&mut streams, smmu, stream, place)?;
         Ok([0; 4])
     }
 
-    /// Detaches a stream, and gives the host back what was held for it, if it stands at `place` of the guests' streams.
+    /// Detaches a stream, and gives the host back what was held for it, if it stands at `place` of the guests' streams. Answers as
+    /// [`crate::iommu::Iommu::detach`] does.
     pub(super) fn detach(
         &self,
         streams: &mut List<GuestStream, MAX_GUEST_STREAMS>,
         smmu: usize,
         stream: u32,
         place: Option<usize>,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let held = place.and_then(|place| streams.get(place)).map(|known| known.held);
         let caches = self.caches();
         let cx = self.context(&caches);
         if let Some(held) = held {
             self.memory.lock().can_release(&cx, held)?;
         }
-        self.iommu.detach(&self.platform, smmu, stream, &mut self.pages())?;
+        let has_driver = self.iommu.detach(&self.platform, smmu, stream, &mut self.pages())?;
         if let (Some(place), Some(mut held)) = (place, held) {
             streams.swap_remove(place);
             self.memory.lock().release(&cx, &mut held);
         }
-        Ok(())
+        Ok(has_driver)
     }
 
     pub(super) fn event_read(&self) -> Outcome {

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use hyp::host_smmus::DriverCounters;
 use hyp::memory::Progress;
 use hyp::psci::{self, Firmware, SmcAction, id};
 use smmuv3::address::PhysAddr;
@@ -79,6 +80,12 @@ pub fn trapped_smc(frame: &mut Frame) {
         SmcAction::EndMachine { function, arguments } => {
             if boot::hypervisor().end_step() == Progress::Again {
                 return; // ELR is still at the SMC: the host takes its interrupts, and traps again
+            }
+            let DriverCounters { accesses, queue_stores, syncs } = boot::hypervisor().driver_counters();
+            if accesses != 0 {
+                log::info!(
+                    "the host's SMMUs: {accesses} accesses, {queue_stores} of CMDQ_PROD, for {syncs} CMD_SYNCs"
+                );
             }
             firmware_call(function, [arguments[0], arguments[1], 0]) as i64
         }

@@ -160,7 +160,7 @@ impl Iommu {
     }
 
     /// Takes an attached stream out of its domain. On return its transactions abort, and none that was let
-    /// through is under way.
+    /// through is under way. Answers whether the host's driver has turned the SMMU on: it may have the stream now.
     ///
     /// # Errors
     /// [`Refused::UnknownSmmu`], [`Refused::UnknownStream`]; [`Refused::WrongState`] if the stream is
@@ -171,7 +171,7 @@ impl Iommu {
         smmu: usize,
         stream: u32,
         pages: &mut G,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         let stream = self.stream(smmu, stream)?;
         let mut registry = self.lock();
         let from = self.side_of(p, &registry, stream)?.ok_or(Refused::WrongState)?;
@@ -185,7 +185,7 @@ impl Iommu {
             self.set.drain_events_of(p, smmu);
             stream.device.set_leaving(None);
         }
-        result
+        result.map(|()| stream.device.has_driver())
     }
 
     /// The side that a stream stands on.
@@ -340,10 +340,7 @@ impl Iommu {
         let parked = self.set.parked();
         match to {
             None => device.write_entry(p, stream.id, parked, parked)?,
-            Some(to) => {
-                let entry = registry.entry_of(to).map_err(|_| Fault)?;
-                device.write_entry(p, stream.id, &entry, parked)?;
-            }
+            Some(to) => device.write_entry(p, stream.id, &registry.entry_of(to), parked)?,
         }
         if gets_ats && had_ats {
             empty_atc(p, stream)?;
@@ -385,9 +382,7 @@ impl Iommu {
             return Ok(());
         }
         if let Some(stuck) = to.or(from) {
-            if let Ok(entry) = registry.entry_of(stuck) {
-                stream.device.store_entry(p, stream.id, &entry);
-            }
+            stream.device.store_entry(p, stream.id, &registry.entry_of(stuck));
             registry.record(p, stream, from, Some(stuck));
         }
         Err(Refused::Hardware)
@@ -541,24 +536,22 @@ impl Registry {
         self.driver_configs.get(usize::from(config)).ok_or(Refused::UnknownDomain)
     }
 
-    /// The STE of a side.
+    /// The STE of a side. A side's domain is there; were it not, the stream would abort.
     #[inline]
-    fn entry_of(&self, side: &Side) -> Result<StreamTableEntry, Refused> {
-        let table = self.stage2_table(side.stage2.0)?;
+    fn entry_of(&self, side: &Side) -> StreamTableEntry {
+        let (Ok(table), Ok(domain)) = (self.stage2_table(side.stage2.0), self.domain(side.domain)) else {
+            return StreamTableEntry::ABORT;
+        };
         let (geometry, root) = (table.geometry(), table.root());
-        Ok(match &self.domain(side.domain)?.kind {
-            Kind::Stage2(_) => StreamTableEntry::stage2(geometry, root, side.vmid, side.ats),
-            Kind::Nested { config, .. } => {
-                StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
-            }
-            Kind::Emulated { .. } => StreamTableEntry::nested(
-                self.driver_config(side.config)?,
-                geometry,
-                root,
-                side.vmid,
-                side.ats,
-            ),
-        })
+        let config = match &domain.kind {
+            Kind::Stage2(_) => return StreamTableEntry::stage2(geometry, root, side.vmid, side.ats),
+            Kind::Nested { config, .. } => config,
+            Kind::Emulated { .. } => match self.driver_config(side.config) {
+                Ok(config) => config,
+                Err(_) => return StreamTableEntry::ABORT,
+            },
+        };
+        StreamTableEntry::nested(config, geometry, root, side.vmid, side.ats)
     }
 
     fn stage2_table(&self, index: u16) -> Result<&PageTable, Refused> {

@@ -68,7 +68,7 @@ impl Machine {
     }
 
     pub fn detach(&mut self, smmu: usize, stream: u32) -> Result<(), Refused> {
-        self.iommu.detach(&self.fake, smmu, stream, &mut self.pages)
+        self.iommu.detach(&self.fake, smmu, stream, &mut self.pages).map(drop)
     }
 
     pub fn query(&self, smmu: usize, stream: u32) -> StreamState {

@@ -290,6 +290,12 @@ impl Smmu {
         self.driver_vmid.store(vmid, Ordering::Release);
     }
 
+    /// Whether the host's driver has turned the SMMU on.
+    #[inline]
+    pub(crate) fn has_driver(&self) -> bool {
+        self.driver_vmid.load(Ordering::Relaxed) != 0
+    }
+
     /// Turns the wired interrupts of event queue and GERROR on or off.
     pub(crate) fn set_interrupts<P: Platform>(&self, p: &P, events: bool, errors: bool) -> Result<(), Fault> {
         let value = IRQ_CTRL::EVENTQ_IRQEN.val(events.into()) + IRQ_CTRL::GERROR_IRQEN.val(errors.into());
