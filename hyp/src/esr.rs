@@ -211,20 +211,28 @@ pub struct DataAccess {
 
 impl DataAccess {
     /// What the register holds after a load that read `raw` (low `size_bytes` bytes are looked at).
+    #[inline]
     pub const fn loaded(self, raw: u64) -> u64 {
-        let unused_bits = 64 - 8 * self.size_bytes as u32;
+        let unused = self.unused_bits();
+        let raw = raw.wrapping_shl(unused);
         let value = if self.sign_extend {
-            ((raw << unused_bits).cast_signed() >> unused_bits).cast_unsigned()
+            raw.cast_signed().wrapping_shr(unused).cast_unsigned()
         } else {
-            raw << unused_bits >> unused_bits
+            raw.wrapping_shr(unused)
         };
         if self.is_64_bit { value } else { value & 0xffff_ffff }
     }
 
     /// What a store of a register with this value writes, zero-extended.
+    #[inline]
     pub const fn stored(self, register: u64) -> u64 {
-        let unused_bits = 64 - 8 * self.size_bytes as u32;
-        register << unused_bits >> unused_bits
+        register.wrapping_shl(self.unused_bits()).wrapping_shr(self.unused_bits())
+    }
+
+    /// Bits of 64 that the access does not have: 0 to 56.
+    #[inline]
+    const fn unused_bits(self) -> u32 {
+        64u32.wrapping_sub(8 * self.size_bytes as u32)
     }
 }
 

@@ -4,7 +4,7 @@
 
 use core::cell::Cell;
 
-use smmuv3::address::{PhysAddr, PhysRange};
+use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::event::EventRecord;
 use smmuv3::invalidation::MAX_SMMUS;
@@ -37,7 +37,8 @@ pub(crate) struct HostSmmus {
 }
 
 struct HostSmmu {
-    registers: PhysRange,
+    base: PhysAddr,
+    size_bytes: u64,
     emulation: Mutex<Emulation>,
 }
 
@@ -90,15 +91,19 @@ impl HostSmmus {
                 next_to_abort: Cell::new(0),
             };
             place.call_once(|| HostSmmu {
-                registers: node.registers,
+                base: node.registers.start(),
+                size_bytes: node.registers.size_bytes(),
                 emulation: Mutex::new(Emulation { front, back, accesses: 0, queue_stores: 0 }),
             });
         }
     }
 
+    #[inline]
     fn at(&self, address: PhysAddr) -> Option<(&Mutex<Emulation>, u64)> {
-        let smmu = self.smmus.iter().filter_map(Once::get).find(|smmu| smmu.registers.contains(address))?;
-        Some((&smmu.emulation, address.0.wrapping_sub(smmu.registers.start().0)))
+        self.smmus.iter().filter_map(Once::get).find_map(|smmu| {
+            let offset = address.0.wrapping_sub(smmu.base.0);
+            (offset < smmu.size_bytes).then_some((&smmu.emulation, offset))
+        })
     }
 }
 
@@ -170,8 +175,25 @@ impl<P: Platform> Hypervisor<P> {
         sum
     }
 
-    /// A load or a store of the host's in the registers of an SMMU that it has; `None` if there is none at the address.
+    /// The short way of [`Hypervisor::host_smmu_access`] for what a driver does all the time: a load of a word that only looks, and a store
+    /// of one to CMDQ_PROD. `None` for any other access, of which nothing is done.
     #[inline]
+    pub(crate) fn usual_host_smmu_access(&self, address: PhysAddr, access: Access) -> Option<Answer> {
+        let (emulated, offset) = self.host_smmus.at(address)?;
+        let Emulation { front, back, accesses, queue_stores } = &mut *emulated.lock();
+        let answer = match access.write {
+            None => Answer::Done(front.peek(offset, access.size_bytes)?.into()),
+            Some(value) if offset == CMDQ_PROD_OFFSET && access.size_bytes == 4 => {
+                *queue_stores = queue_stores.wrapping_add(1);
+                front.write_cmdq_prod(&HostBackend { hypervisor: self, back }, value as u32).into()
+            }
+            Some(_) => return None,
+        };
+        *accesses = accesses.wrapping_add(1);
+        Some(answer)
+    }
+
+    /// A load or a store of the host's in the registers of an SMMU that it has; `None` if there is none at the address.
     pub(crate) fn host_smmu_access(&self, address: PhysAddr, access: Access) -> Option<Answer> {
         let (emulated, offset) = self.host_smmus.at(address)?;
         let mut emulated = emulated.lock();
@@ -189,10 +211,17 @@ impl<P: Platform> Hypervisor<P> {
         if offset == CR0_OFFSET {
             self.iommu.set_driver(&back.iommu, front.is_active());
         }
-        Some(match progress {
-            Progress::Done => Answer::Done(0),
-            Progress::Again => Answer::Again,
-        })
+        Some(progress.into())
+    }
+}
+
+impl From<Progress> for Answer {
+    #[inline]
+    fn from(progress: Progress) -> Self {
+        match progress {
+            Progress::Done => Self::Done(0),
+            Progress::Again => Self::Again,
+        }
     }
 }
 
@@ -221,35 +250,32 @@ impl<P: Platform> HostBackend<'_, P> {
         }
     }
 
-    /// Looks at or changes `size_bytes` of host memory, at a multiple of that, while the host owns it.
+    /// Looks at or changes `size_bytes` of host memory, which lie in one page, while the host owns it.
     #[inline]
     fn with_host<T>(
         &self,
         address: PhysAddr,
-        size_bytes: u64,
+        size_bytes: usize,
         act: impl FnOnce(&P) -> T,
     ) -> Result<T, NotHost> {
+        debug_assert!(size_bytes as u64 <= PAGE_BYTES - address.0 % PAGE_BYTES, "{size_bytes} at {address}");
         let p = &self.hypervisor.platform;
         let memory: &Ownership = &self.hypervisor.memory.lock();
-        let last = address.0.checked_add(size_bytes.wrapping_sub(1)).ok_or(NotHost)?;
         memory.check_host_page(p, address).map_err(|_| NotHost)?;
-        if (address.0 ^ last) >= PAGE_BYTES {
-            memory.check_host_page(p, PhysAddr(last)).map_err(|_| NotHost)?;
-        }
         Ok(act(p))
     }
 }
 
 impl<P: Platform> Backend for HostBackend<'_, P> {
     fn read_host<const N: usize>(&self, address: PhysAddr) -> Result<[u64; N], NotHost> {
-        self.with_host(address, N as u64 * 8, |p| {
+        self.with_host(address, N * 8, |p| {
             core::array::from_fn(|word| p.read_host_u64(address.offset(word as u64 * 8)))
         })
     }
 
     #[inline]
     fn read_commands(&self, address: PhysAddr, commands: &mut [Command]) -> Result<(), NotHost> {
-        self.with_host(address, commands.len() as u64 * 16, |p| {
+        self.with_host(address, size_of_val(commands), |p| {
             for (at, command) in (address.0..).step_by(16).zip(commands) {
                 command.0 = [p.read_host_u64(PhysAddr(at)), p.read_host_u64(PhysAddr(at.wrapping_add(8)))];
             }

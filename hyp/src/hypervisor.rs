@@ -14,7 +14,7 @@ use smmuv3::pgtable::{Blocks, PageTable};
 use spin::Mutex;
 
 use crate::devicetree::Machine;
-use crate::esr::HostAbort;
+use crate::esr::{DataAccess, HostAbort};
 use crate::gic::{self, Access, Answer, Gic, GicError};
 use crate::host_smmus::HostSmmus;
 use crate::iommu::{Iommu, Refused, TrustedStreams};
@@ -119,6 +119,19 @@ pub enum AbortAction {
     Inject,
 }
 
+impl AbortAction {
+    /// What follows from the answer to an emulated access.
+    #[inline]
+    fn of(access: DataAccess, answer: Answer) -> Self {
+        match answer {
+            Answer::Done(read) => {
+                Self::Emulated { register: (!access.write).then(|| (access.register, access.loaded(read))) }
+            }
+            Answer::Again => Self::Retry,
+        }
+    }
+}
+
 /// The hypervisor.
 pub struct Hypervisor<P: Platform> {
     pub(crate) platform: P,
@@ -137,7 +150,7 @@ pub struct Hypervisor<P: Platform> {
     range_invalidation: bool,
     ending: AtomicBool,
     injected_aborts: AtomicU64,
-    emulated_accesses: AtomicU64,
+    gic_accesses: AtomicU64,
     boot_ticks: AtomicU64,
 }
 
@@ -159,7 +172,7 @@ impl<P: Platform> Hypervisor<P> {
             range_invalidation: false,
             ending: AtomicBool::new(false),
             injected_aborts: AtomicU64::new(0),
-            emulated_accesses: AtomicU64::new(0),
+            gic_accesses: AtomicU64::new(0),
             boot_ticks: AtomicU64::new(0),
         }
     }
@@ -258,6 +271,15 @@ impl<P: Platform> Hypervisor<P> {
         &self.root_bridges
     }
 
+    /// The short way of [`Hypervisor::host_abort`] for what drivers of SMMUs do all the time. `None` for anything else, of which nothing is
+    /// done.
+    #[inline]
+    pub fn usual_host_abort(&self, abort: &HostAbort) -> Option<AbortAction> {
+        let access = abort.syndrome.access().filter(|_| abort.syndrome.fault().is_translation())?;
+        let answer = self.usual_host_smmu_access(abort.ipa(), Access::of(access, abort.stored))?;
+        Some(AbortAction::of(access, answer))
+    }
+
     /// Deals with a stage-2 abort of the host. Bounded, and never fails: what cannot be helped is injected.
     pub fn host_abort(&self, abort: &HostAbort) -> AbortAction {
         let fault = abort.syndrome.fault();
@@ -269,17 +291,11 @@ impl<P: Platform> Hypervisor<P> {
             return AbortAction::Retry;
         }
         let ipa = abort.ipa();
-        if let Some(access) = abort.syndrome.access() {
-            let write = access.write.then(|| access.stored(abort.stored));
-            match self.emulate(ipa, Access { size_bytes: access.size_bytes, write }) {
-                Some(Answer::Done(read)) => {
-                    self.emulated_accesses.fetch_add(1, Ordering::Relaxed);
-                    let register = (!access.write).then(|| (access.register, access.loaded(read)));
-                    return AbortAction::Emulated { register };
-                }
-                Some(Answer::Again) => return AbortAction::Retry,
-                None => {}
-            }
+        if fault.is_translation()
+            && let Some(access) = abort.syndrome.access()
+            && let Some(answer) = self.emulate(ipa, Access::of(access, abort.stored))
+        {
+            return AbortAction::of(access, answer);
         }
         // Under the lock nobody is between the break and the make.
         if fault.is_translation() && self.memory.lock().host_reaches(&self.platform, ipa) {
@@ -296,7 +312,9 @@ impl<P: Platform> Hypervisor<P> {
             return Some(answer);
         }
         let services = gic::Services { platform: &self.platform, pool: &self.pool, memory: &self.memory };
-        self.gic.as_ref()?.access(services, address, access)
+        let answer = self.gic.as_ref()?.access(services, address, access)?;
+        self.gic_accesses.fetch_add(1, Ordering::Relaxed);
+        Some(answer)
     }
 
     /// One bounded step of what comes before the machine is reset or turned off: guests' streams are detached and
@@ -354,7 +372,9 @@ impl<P: Platform> Hypervisor<P> {
                 let state = self.pool.state();
                 state.total.saturating_sub(state.free)
             }
-            Statistic::EmulatedAccesses => self.emulated_accesses.load(Ordering::Relaxed),
+            Statistic::EmulatedAccesses => {
+                self.gic_accesses.load(Ordering::Relaxed).wrapping_add(self.driver_counters().accesses)
+            }
             Statistic::DriverAccesses => self.driver_counters().accesses,
             Statistic::DriverQueueStores => self.driver_counters().queue_stores,
             Statistic::DriverSyncs => self.driver_counters().syncs,

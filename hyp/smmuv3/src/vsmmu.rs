@@ -172,6 +172,25 @@ pub fn read(
     lookup: impl Fn(u32) -> Option<u32>,
 ) -> Result<Request, Illegal> {
     check_reserved(command)?;
+    // Nearly all that drivers send.
+    match command.opcode() {
+        opcode::TLBI_NH_VA => {
+            let asid = check_asid(command.0[0], limits)?;
+            Ok(Request::Invalidate(Command::tlbi_nh_va(vmid, asid, check_range(command, limits)?)))
+        }
+        opcode::SYNC => Ok(Request::Sync(check_completion(command)?)),
+        _ => read_other(command, limits, vmid, lookup),
+    }
+}
+
+/// [`read`] of a command that has no reserved bits set, and is none of the usual ones.
+#[inline(never)]
+fn read_other(
+    command: Command,
+    limits: &VsmmuLimits,
+    vmid: u16,
+    lookup: impl Fn(u32) -> Option<u32>,
+) -> Result<Request, Illegal> {
     let Command([word0, word1]) = command;
     let stream = || {
         let written = field::read(word0, field::STREAM) as u32;
@@ -185,12 +204,8 @@ pub fn read(
         opcode::CFGI_CD_ALL => Command::cfgi_cd_all(stream()?),
         opcode::TLBI_NH_ALL | opcode::TLBI_NSNH_ALL => Command::tlbi_nh_all(vmid),
         opcode::TLBI_NH_ASID => Command::tlbi_nh_asid(vmid, check_asid(word0, limits)?),
-        opcode::TLBI_NH_VA => {
-            Command::tlbi_nh_va(vmid, check_asid(word0, limits)?, check_range(command, limits)?)
-        }
         opcode::TLBI_NH_VAA => Command::tlbi_nh_vaa(vmid, check_range(command, limits)?),
         opcode::ATC_INV => check_atc_inv(command, limits, stream)?,
-        opcode::SYNC => return Ok(Request::Sync(check_completion(command)?)),
         opcode::CFGI_STE => return Ok(Request::Stream(field::read(word0, field::STREAM) as u32)),
         opcode::CFGI_STE_RANGE => return Ok(streams(command)),
         opcode::PREFETCH_CONFIG | opcode::PREFETCH_ADDR => return Ok(Request::Nothing),
@@ -253,8 +268,32 @@ const fn fields(opcode: u8) -> Result<[u64; 2], Illegal> {
     Ok([field::OPCODE | word0, word1])
 }
 
+/// [`fields`] by opcode; none of an opcode that is not allowed.
+static FIELDS: [[u64; 2]; opcode::SYNC as usize + 1] = {
+    let mut table = [[0; 2]; opcode::SYNC as usize + 1];
+    let mut opcode = 0;
+    while opcode < table.len() {
+        if let Ok(fields) = fields(opcode as u8) {
+            table[opcode] = fields;
+        }
+        opcode += 1;
+    }
+    table
+};
+
 /// No bit outside of the command's fields: SSec is one of those (4.1.5, 4.1.6).
+#[inline]
 fn check_reserved(command: Command) -> Result<(), Illegal> {
+    let Command([word0, word1]) = command;
+    match FIELDS.get(usize::from(command.opcode())) {
+        Some([fields0, fields1]) if word0 & !fields0 | word1 & !fields1 == 0 => Ok(()),
+        _ => refuse_reserved(command),
+    }
+}
+
+/// What is wrong with a command that has bits outside of its fields, or has no fields.
+#[cold]
+fn refuse_reserved(command: Command) -> Result<(), Illegal> {
     let fields = fields(command.opcode())?;
     for ((word, value), fields) in (0..).zip(command.0).zip(fields) {
         if value & !fields != 0 {

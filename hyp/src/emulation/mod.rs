@@ -111,9 +111,8 @@ impl EmulatedSmmu {
     /// A load of `size_bytes` at `offset` bytes into the register space.
     ///
     /// Loads of EVENTQ_PROD first take events from the SMMU. Other offsets than those of registers read as zero.
-    #[inline]
     pub fn read(&mut self, backend: &impl Backend, offset: u64, size_bytes: u8) -> u64 {
-        if offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1 {
+        if takes_events(offset) {
             self.deliver_events(backend);
         }
         match (size_bytes, offset % 8) {
@@ -124,6 +123,13 @@ impl EmulatedSmmu {
             }
             _ => 0,
         }
+    }
+
+    /// What [`EmulatedSmmu::read`] gives for an aligned load of a word that only looks; `None` for any other, of which nothing is done.
+    #[inline]
+    pub fn peek(&self, offset: u64, size_bytes: u8) -> Option<u32> {
+        let is_word = size_bytes == 4 && offset.is_multiple_of(4);
+        (is_word && !takes_events(offset)).then(|| self.registers.read(&self.ids, offset))
     }
 
     /// A store of `size_bytes` at `offset` bytes into the register space.
@@ -146,10 +152,7 @@ impl EmulatedSmmu {
     /// A store of a word. What only the register itself changes by is the register file's.
     fn write_u32(&mut self, backend: &impl Backend, offset: u64, value: u32) -> Progress {
         match offset {
-            CMDQ_PROD_OFFSET => {
-                self.registers.set_cmdq_prod(value);
-                self.consume(backend)
-            }
+            CMDQ_PROD_OFFSET => self.write_cmdq_prod(backend, value),
             GERRORN_OFFSET => {
                 self.registers.acknowledge(value);
                 self.consume(backend)
@@ -176,6 +179,12 @@ impl EmulatedSmmu {
             self.set_from_table(backend, stream);
         }
     }
+}
+
+/// Whether a load at this offset takes events from the SMMU: EVENTQ_PROD, in page 1 and in its alias in page 0.
+#[inline]
+const fn takes_events(offset: u64) -> bool {
+    offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1
 }
 
 #[cfg(test)]

@@ -121,7 +121,7 @@ impl RegisterFile {
     }
 
     /// The word at `offset`, a multiple of 4. What is no register reads as zero (6.2).
-    #[inline]
+    #[inline(always)]
     pub(super) fn read(&self, ids: &IdRegisters, offset: u64) -> u32 {
         match offset {
             CMDQ_PROD_OFFSET => self.cmdq_prod,

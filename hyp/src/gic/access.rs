@@ -1,5 +1,7 @@
 //! An access that the host made to a register which EL2 emulates, and its answer.
 
+use crate::esr::DataAccess;
+
 /// An access that the host made to a page which is absent from its stage 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Access {
@@ -7,6 +9,14 @@ pub struct Access {
     pub size_bytes: u8,
     /// What it writes; `None` for a read.
     pub write: Option<u64>,
+}
+
+impl Access {
+    /// The access that a data abort describes, of a register that holds `register` if it is a store.
+    #[inline]
+    pub fn of(access: DataAccess, register: u64) -> Self {
+        Self { size_bytes: access.size_bytes, write: access.write.then(|| access.stored(register)) }
+    }
 }
 
 /// What came of an emulated access.

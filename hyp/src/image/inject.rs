@@ -31,6 +31,7 @@ const EXLOCK: u64 = 1 << 34;
 const NZCV: u64 = 0xf << 28;
 
 /// Gives EL1 a synchronous External abort for the data or instruction abort with syndrome `esr` at virtual address `far`.
+#[inline(never)]
 pub fn external_abort(frame: &mut Frame, esr: u64, far: u64) {
     let data = Syndrome(esr).class() == Class::DATA_ABORT_LOWER;
     let class = if data { EC_DATA_ABORT_LOWER } else { EC_INSTRUCTION_ABORT_LOWER };

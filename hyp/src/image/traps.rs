@@ -23,9 +23,19 @@ pub extern "C" fn hypercall(x0: u64, x1: u64, x2: u64, x3: u64, x4: u64, frame: 
 /// Any other synchronous exception from EL1 or EL0, with the whole `frame` saved.
 pub extern "C" fn lower_synchronous(frame: &mut Frame) {
     let syndrome = Syndrome(read_sysreg!("esr_el2"));
+    if syndrome.class() == Class::DATA_ABORT_LOWER {
+        data_abort(frame, syndrome)
+    } else {
+        other(frame, syndrome)
+    }
+}
+
+/// What is no data abort.
+#[inline(never)]
+fn other(frame: &mut Frame, syndrome: Syndrome) {
     match syndrome.class() {
         Class::SMC64 => psci::trapped_smc(frame),
-        Class::DATA_ABORT_LOWER | Class::INSTRUCTION_ABORT_LOWER => abort(frame, syndrome),
+        Class::INSTRUCTION_ABORT_LOWER => abort(frame, syndrome),
         // Only HVC #0 is a call (DEN 0028, 2.4); ELR is after the instruction.
         Class::HVC64 => frame.x[0] = NOT_SUPPORTED,
         Class::SYSTEM_REGISTER => system_register(frame, u64::from(syndrome.iss())),
@@ -45,21 +55,47 @@ fn system_register(frame: &mut Frame, iss: u64) {
     }
 }
 
+/// A data abort; what drivers of SMMUs do all the time is dealt with here.
+#[inline]
+fn data_abort(frame: &mut Frame, syndrome: Syndrome) {
+    let host_abort = host_abort(frame, syndrome);
+    match boot::hypervisor().usual_host_abort(&host_abort) {
+        Some(action) => act(frame, &host_abort, action),
+        None => abort(frame, syndrome),
+    }
+}
+
+#[inline(never)]
 fn abort(frame: &mut Frame, syndrome: Syndrome) {
+    let abort = host_abort(frame, syndrome);
+    act(frame, &abort, boot::hypervisor().host_abort(&abort));
+}
+
+#[inline]
+fn host_abort(frame: &Frame, syndrome: Syndrome) -> HostAbort {
     let access = syndrome.access();
     let stored = access.filter(|access| access.write).map_or(0, |access| frame.register(access.register));
-    let far = read_sysreg!("far_el2");
-    let abort = HostAbort { syndrome, far, hpfar: read_sysreg!("hpfar_el2"), stored };
-    match boot::hypervisor().host_abort(&abort) {
+    HostAbort { syndrome, far: read_sysreg!("far_el2"), hpfar: read_sysreg!("hpfar_el2"), stored }
+}
+
+#[inline]
+fn act(frame: &mut Frame, abort: &HostAbort, action: AbortAction) {
+    match action {
         AbortAction::Retry => {}
         AbortAction::Emulated { register } => {
             if let Some((number, value)) = register {
                 frame.set_register(number, value);
             }
-            frame.skip(if syndrome.is_32_bit() { 4 } else { 2 });
+            frame.skip(instruction_bytes(abort.syndrome));
         }
-        AbortAction::Inject => inject::external_abort(frame, syndrome.0, far),
+        AbortAction::Inject => inject::external_abort(frame, abort.syndrome.0, abort.far),
     }
+}
+
+/// Bytes of the instruction that made the exception.
+#[inline]
+const fn instruction_bytes(syndrome: Syndrome) -> u64 {
+    if syndrome.is_32_bit() { 4 } else { 2 }
 }
 
 /// Takes a CPY* or SET* instruction back to its prologue, because this CPU's way of doing it is not the one that the registers are

@@ -156,6 +156,7 @@ impl Iommu {
     ///
     /// # Errors
     /// [`Fault`].
+    #[inline]
     pub fn invalidate_emulated<P: Platform>(
         &self,
         p: &P,
@@ -163,12 +164,21 @@ impl Iommu {
         commands: &[Command],
     ) -> Result<(), Fault> {
         let device = self.set.get(usize::from(emulated.smmu)).ok_or(Fault)?;
-        let names_stream = |command: &Command| {
-            matches!(command.opcode(), opcode::CFGI_CD | opcode::CFGI_CD_ALL | opcode::ATC_INV)
-        };
-        if !commands.iter().any(names_stream) {
-            return device.run(p, commands);
+        if commands.iter().any(names_stream) {
+            return self.invalidate_emulated_streams(p, emulated, commands);
         }
+        device.run(p, commands)
+    }
+
+    /// The part of [`Iommu::invalidate_emulated`] that looks whose streams are named.
+    #[inline(never)]
+    fn invalidate_emulated_streams<P: Platform>(
+        &self,
+        p: &P,
+        emulated: &Emulated,
+        commands: &[Command],
+    ) -> Result<(), Fault> {
+        let device = self.set.get(usize::from(emulated.smmu)).ok_or(Fault)?;
         // An ATC invalidation must not reach a device that has left meanwhile.
         let _registry = self.lock();
         for command in commands {
@@ -194,6 +204,12 @@ impl Iommu {
         }
         Ok(())
     }
+}
+
+/// Whether a command of a driver is about a stream.
+#[inline]
+const fn names_stream(command: &Command) -> bool {
+    matches!(command.opcode(), opcode::CFGI_CD | opcode::CFGI_CD_ALL | opcode::ATC_INV)
 }
 
 #[cfg(test)]

@@ -51,6 +51,12 @@ impl PageState {
         })
     }
 
+    /// Whether it is the host's, shared or not.
+    #[inline]
+    pub const fn is_hosts(self) -> bool {
+        self.0 & 0xff == 0
+    }
+
     /// Who owns the unit.
     pub fn owner(self) -> Owner {
         match self.0 & 0xff {
@@ -244,10 +250,12 @@ impl FrameTable {
     }
 
     /// The state of the unit that this address is in; `None` when it is not RAM.
+    #[inline]
     pub fn state(&self, memory: &impl Memory, address: PhysAddr) -> Option<PageState> {
         let bank = self.banks.iter().find(|bank| bank.range.contains(address))?;
-        let unit = (address.0 - bank.range.start().0) >> self.unit_log2;
-        Some(PageState::in_word(memory.read_u64(bank.words.offset(unit / UNITS_PER_WORD * 8)), unit))
+        let unit = address.0.wrapping_sub(bank.range.start().0).wrapping_shr(self.unit_log2.into());
+        let word = (unit / UNITS_PER_WORD).wrapping_mul(8);
+        Some(PageState::in_word(memory.read_u64(bank.words.offset(word)), unit))
     }
 
     /// Counts one mapping more of every unit of the run; `false`, and nothing is changed, if the guest does not own one of them.

@@ -265,11 +265,10 @@ impl Ownership {
     ///
     /// # Errors
     /// [`Status::NotRam`]; [`Status::WrongState`].
+    #[inline]
     pub fn check_host_page(&self, platform: &impl Platform, address: PhysAddr) -> Result<(), Status> {
-        match self.query(platform, address)? {
-            (Owner::Host, _) => Ok(()),
-            _ => Err(Status::WrongState),
-        }
+        let state = self.frames.state(platform, address).ok_or(Status::NotRam)?;
+        if state.is_hosts() { Ok(()) } else { Err(Status::WrongState) }
     }
 
     /// Whether the host's stage 2 translates this IPA now.

@@ -9,7 +9,7 @@ use smmuv3::event::{EventKind, EventRecord};
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0_OFFSET, CR0ACK_OFFSET, CR1_OFFSET, CR2_OFFSET,
     EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GBPA_OFFSET, GERROR_IRQ_CFG0_OFFSET, IDR0,
-    IDR0_OFFSET, IDR1, IDR1_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, STRTAB_BASE_CFG_OFFSET,
+    IDR0_OFFSET, IDR1, IDR1_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, PAGE1, STRTAB_BASE_CFG_OFFSET,
     STRTAB_BASE_OFFSET,
 };
 use smmuv3::ste::{Level1Descriptor, Stage1Claim};
@@ -276,6 +276,25 @@ fn the_command_queue_wraps_as_often_as_one_likes() {
             );
         }
     }
+}
+
+#[test]
+fn a_load_that_takes_events_has_no_short_way() {
+    let mut driver = Driver::new(8, 3);
+    driver.reset();
+    driver.write_entry(STREAM, BYPASS);
+    let taking: Vec<_> =
+        (0..2 * PAGE1).step_by(4).filter(|at| driver.rig.smmu.peek(*at, 4).is_none()).collect();
+    assert_eq!(
+        taking,
+        [EVENTQ_PROD_OFFSET - PAGE1, EVENTQ_CONS_OFFSET - PAGE1, EVENTQ_PROD_OFFSET, EVENTQ_CONS_OFFSET]
+    );
+    assert_eq!([1, 2, 8].map(|size_bytes| driver.rig.smmu.peek(CR0_OFFSET, size_bytes)), [None; 3]);
+    assert_eq!(driver.rig.smmu.peek(CR0_OFFSET + 2, 4), None, "not aligned");
+    for offset in (0..2 * PAGE1).step_by(4) {
+        driver.rig.read(offset);
+    }
+    assert_eq!(driver.rig.smmu.peek(CR0_OFFSET, 4), Some(driver.rig.read(CR0_OFFSET)));
 }
 
 #[test]

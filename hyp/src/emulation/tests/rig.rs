@@ -329,8 +329,11 @@ impl Rig {
 
     /// A load of a 32-bit register.
     pub(super) fn read(&mut self, offset: u64) -> u32 {
+        let peeked = self.smmu.peek(offset, 4);
         let value = self.smmu.read(&self.host, offset, 4);
-        u32::try_from(value).expect("more than 32 bits")
+        let value = u32::try_from(value).expect("more than 32 bits");
+        assert_eq!(peeked.unwrap_or(value), value, "the short way of a load at {offset:#x}");
+        value
     }
 
     /// One step of a store of a 32-bit register.
