@@ -1,7 +1,7 @@
 //! What a check asks of the host it runs on: the real EL1 machine, or the model machine of the tests.
 
-use crate::call::{Refused, answer};
-use abi::{Function, Status};
+use crate::call::{Caller, Refused};
+use abi::Status;
 use core::fmt;
 
 /// The value that [`Host::dma_write_at`] makes a device write (`iommu-testdev` knows no other).
@@ -87,15 +87,7 @@ pub struct Forbidden {
 /// Addresses are physical and in bytes. Nothing here panics on a refusal: that is what the checks are about.
 /// Hypercalls and CPU accesses may be made from several CPUs at once; one device is driven by one CPU at a time. A CPU access is
 /// complete, and seen by devices and table walkers, before that CPU's next access or call begins.
-pub trait Host: Sync {
-    /// Makes a call with this function id in `W0` and these arguments in `X1` to `X4`, and gives `X0` to `X4` back.
-    fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5];
-
-    /// Makes a call: the results (`X1` to `X4`), or why it was refused.
-    fn call(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], Refused> {
-        answer(self.call_raw(function.id(), arguments))
-    }
-
+pub trait Host: Caller + Sync {
     /// How many SMMUs the checks know devices behind, which is what `SMMU_COUNT` should answer.
     fn smmus(&self) -> usize;
 

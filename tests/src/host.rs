@@ -12,7 +12,7 @@
 use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
 use crate::model::device::Dma as Reached;
 use crate::model::{ECAM, FW_CFG, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART};
-use host_shim::call::Calls;
+use host_shim::call::{Caller, Calls};
 use host_shim::host::{Abort, DMA_VALUE, Device, Dma, Forbidden, Host, Transfer};
 use hyp::esr::{HostAbort, Syndrome};
 use hyp::hypervisor::AbortAction;
@@ -64,11 +64,13 @@ impl Bench {
     }
 }
 
-impl Host for Bench {
+impl Caller for Bench {
     fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
         Bench::call_raw(self, id, arguments)
     }
+}
 
+impl Host for Bench {
     fn smmus(&self) -> usize {
         self.devices.len()
     }

@@ -1,7 +1,6 @@
 //! Calls about domains.
 
-use super::{Refused, in_steps, malformed};
-use crate::host::Host;
+use super::{Caller, Refused, in_steps, malformed};
 use abi::{DomainHandle, Function, GuestHandle, VsmmuHandle};
 
 /// What DOMAIN_QUERY answers.
@@ -46,7 +45,7 @@ pub enum DomainTag {
 }
 
 /// The calls about domains. Errors are those of [`abi::TABLE`].
-pub trait DomainCalls: Host {
+pub trait DomainCalls: Caller {
     /// DOMAIN_CREATE, with options of [`abi::domain_options`].
     fn create_domain(&self, guest: GuestHandle, options: u64) -> Result<DomainHandle, Refused> {
         let [domain, ..] = self.call(Function::DomainCreate, [guest.to_register(), options, 0, 0])?;
@@ -111,4 +110,4 @@ pub trait DomainCalls: Host {
     }
 }
 
-impl<H: Host + ?Sized> DomainCalls for H {}
+impl<C: Caller + ?Sized> DomainCalls for C {}

@@ -1,4 +1,4 @@
-//! Typed hypercalls, over any [`Host`].
+//! Typed hypercalls, over any [`Caller`].
 
 mod answer;
 mod domains;
@@ -10,7 +10,6 @@ pub use domains::{DomainCalls, DomainDescription, DomainTag, Translation};
 pub use event::Event;
 pub use vsmmus::{VirtualStream, VsmmuCalls};
 
-use crate::host::Host;
 use abi::{DomainHandle, Function, GuestHandle, Recipient, Statistic, Status, attach};
 use core::fmt;
 use smmuv3::features::IdRegisters;
@@ -60,8 +59,19 @@ pub fn answer(registers: [u64; 5]) -> Result<[u64; 4], Refused> {
     }
 }
 
+/// What can make a call: a host at EL1, or a program that asks the host's kernel to.
+pub trait Caller {
+    /// Makes a call with this function id in `W0` and these arguments in `X1` to `X4`, and gives `X0` to `X4` back.
+    fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5];
+
+    /// Makes a call: the results (`X1` to `X4`), or why it was refused.
+    fn call(&self, function: Function, arguments: [u64; 4]) -> Result<[u64; 4], Refused> {
+        answer(self.call_raw(function.id(), arguments))
+    }
+}
+
 /// The calls, each with its arguments' types. Errors are those of [`abi::TABLE`].
-pub trait Calls: Host {
+pub trait Calls: Caller {
     /// VERSION.
     fn version(&self) -> Result<u64, Refused> {
         self.call(Function::Version, [0; 4]).map(|[version, ..]| version)
@@ -229,7 +239,7 @@ pub trait Calls: Host {
     }
 }
 
-impl<H: Host + ?Sized> Calls for H {}
+impl<C: Caller + ?Sized> Calls for C {}
 
 /// Repeats a call until the whole range is done. A call that succeeds without progress ends the loop as a refusal
 /// with code 0, so that a wrong hypervisor cannot hang its host.

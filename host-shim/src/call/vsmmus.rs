@@ -1,7 +1,6 @@
 //! Calls about vSMMUs.
 
-use super::{Refused, malformed};
-use crate::host::Host;
+use super::{Caller, Refused, malformed};
 use abi::{DomainHandle, Function, VsmmuHandle};
 
 /// What VSMMU_QUERY_STREAM answers.
@@ -14,7 +13,7 @@ pub struct VirtualStream {
 }
 
 /// The calls about vSMMUs. Errors are those of [`abi::TABLE`].
-pub trait VsmmuCalls: Host {
+pub trait VsmmuCalls: Caller {
     /// VSMMU_CREATE: its handle and its VMID.
     fn create_vsmmu(&self, smmu: usize, domain: DomainHandle) -> Result<(VsmmuHandle, u64), Refused> {
         let [vsmmu, vmid, ..] =
@@ -53,4 +52,4 @@ pub trait VsmmuCalls: Host {
     }
 }
 
-impl<H: Host + ?Sized> VsmmuCalls for H {}
+impl<C: Caller + ?Sized> VsmmuCalls for C {}

@@ -5,7 +5,7 @@ use super::{calls, cpu, mmu, probe, smp};
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use host_shim::bus::Bus;
-use host_shim::call::Calls;
+use host_shim::call::{Caller, Calls};
 use host_shim::devices::{edu, nvme, testdev};
 use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, Transfer};
 use host_shim::pci::{self, Function};
@@ -264,11 +264,13 @@ impl Machine {
     }
 }
 
-impl Host for Machine {
+impl Caller for Machine {
     fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
         calls::hvc(id, arguments)
     }
+}
 
+impl Host for Machine {
     fn smmus(&self) -> usize {
         self.count
     }

@@ -4,7 +4,7 @@ extern crate std;
 use super::contexts::Contexts;
 use super::queues::HostQueues;
 use super::*;
-use crate::call::Refused;
+use crate::call::{Caller, Refused};
 use crate::host::{Abort, Device, Dma, Forbidden, Transfer};
 use abi::{Function, ObjectHandle, Principal, Status, attach};
 use core::fmt;
@@ -75,7 +75,7 @@ impl Fake {
     }
 }
 
-impl Host for Fake {
+impl Caller for Fake {
     fn call_raw(&self, id: u32, [x1, x2, x3, x4]: [u64; 4]) -> [u64; 5] {
         let function = Function::from_id(id).unwrap();
         self.with(|state| {
@@ -126,7 +126,9 @@ impl Host for Fake {
             }
         })
     }
+}
 
+impl Host for Fake {
     fn smmus(&self) -> usize {
         2
     }

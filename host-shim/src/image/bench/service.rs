@@ -4,7 +4,7 @@
 use super::super::machine::Machine;
 use super::{Cost, line, measure, report};
 use abi::{DomainHandle, Function, GuestHandle};
-use host_shim::call::{Calls, Refused};
+use host_shim::call::{Caller, Calls, Refused};
 use host_shim::host::{Device, Host};
 
 /// Attaches a stream to the host's domain, which is used on that SMMU, and detaches it; then again, with the STE in a table of its
