@@ -126,12 +126,14 @@ impl Machine {
             let symbols = vec![images.hypervisor.elf.clone(), images.host.elf.clone()];
             return Ok(Prepared { qemu, software: images.software(), symbols });
         }
-        let host = linux::payload(&setup::linux::find_or_fetch(&self.linux_version, false)?, workspace)?;
-        if self.native {
-            let qemu = setup::qemu::find_or_fetch(false)?;
-            return Ok(Prepared { qemu, software: Software { hypervisor: None, host }, symbols: Vec::new() });
-        }
         let tools = setup::run(false)?;
+        let kernel = setup::linux::find_or_fetch(&self.linux_version, false)?;
+        let cross = setup::cross::find_or_fetch(false)?;
+        let host = linux::payload(&kernel, &cross, tools.standard_library, workspace)?;
+        if self.native {
+            let software = Software { hypervisor: None, host };
+            return Ok(Prepared { qemu: tools.qemu, software, symbols: Vec::new() });
+        }
         let hypervisor = image::hypervisor(workspace, tools.standard_library)?;
         let symbols = vec![hypervisor.elf.clone()];
         let software = Software { hypervisor: Some(hypervisor), host };

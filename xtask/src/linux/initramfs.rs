@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::modules;
 use super::newc::Archive;
+use super::programs::Program;
 use crate::setup::linux::Linux;
 
 /// What the checks need and Debian's kernel does not have built in.
@@ -27,12 +28,20 @@ const SCRIPTS: [(&str, &str); 9] = [
     ("checks/log.sh", include_str!("guest/checks/log.sh")),
 ];
 
+/// What this project adds.
+pub struct Ours {
+    /// The module `hyp_iommu`.
+    pub module: Vec<u8>,
+    /// Programs.
+    pub programs: Vec<Program>,
+}
+
 /// Makes the archive for a kernel.
 ///
 /// # Errors
 ///
 /// A file of the kernel's packages is missing or malformed.
-pub fn build(linux: &Linux) -> Result<Vec<u8>> {
+pub fn build(linux: &Linux, ours: &Ours) -> Result<Vec<u8>> {
     let busybox = linux.busybox();
     let busybox = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut archive = Archive::default();
@@ -46,6 +55,10 @@ pub fn build(linux: &Linux) -> Result<Vec<u8>> {
     archive.program("bin/busybox", &busybox);
     archive.link("bin/sh", "busybox");
     archive.program("init", INIT.as_bytes());
+    for program in &ours.programs {
+        archive.program(&format!("bin/{}", program.name), &program.content);
+    }
+    archive.file("lib/hyp_iommu.ko", &ours.module);
     for (name, script) in SCRIPTS {
         archive.file(&format!("lib/guest/{name}"), script.as_bytes());
     }

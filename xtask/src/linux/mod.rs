@@ -1,8 +1,10 @@
 //! Debian's Linux as the host: its kernel as it is, with a file system and a command line made here.
 
 mod initramfs;
+mod kernel_module;
 mod modules;
 mod newc;
+mod programs;
 
 use std::fs;
 use std::path::Path;
@@ -11,20 +13,32 @@ use anyhow::{Context, Result};
 
 use crate::image::write_if_changed;
 use crate::payload::{Blob, Payload};
+use crate::setup::StandardLibrary;
+use crate::setup::cross::Cross;
 use crate::setup::linux::Linux;
 use crate::workspace::Workspace;
 
 /// What the command line always says: a console from the first line on, and an end instead of a halt after a panic.
 const COMMAND_LINE: &str = "console=ttyAMA0 earlycon panic=-1";
 
-/// The kernel with its file system.
+/// The kernel with its file system, in which are a module and programs that are built for it.
 ///
 /// # Errors
 ///
-/// A file of the kernel's packages is missing or malformed, or the file system cannot be written.
-pub fn payload(linux: &Linux, workspace: &Workspace) -> Result<Payload> {
+/// A file of the kernel's packages is missing or malformed, or the module or the programs do not build, or the file system cannot be
+/// written.
+pub fn payload(
+    linux: &Linux,
+    cross: &Cross,
+    standard_library: StandardLibrary,
+    workspace: &Workspace,
+) -> Result<Payload> {
+    let ours = initramfs::Ours {
+        module: kernel_module::build(linux, cross, standard_library, workspace)?,
+        programs: programs::build(standard_library, workspace)?,
+    };
     let path = workspace.images()?.join(format!("initramfs-{}.cpio", linux.release()));
-    write_if_changed(&path, &initramfs::build(linux)?)?;
+    write_if_changed(&path, &initramfs::build(linux, &ours)?)?;
     Ok(Payload {
         name: format!("Linux {}", linux.release()),
         kernel: blob(&linux.image())?,

@@ -14,8 +14,13 @@ use crate::workspace;
 /// The kernels that are taken when nothing is said.
 pub const DEFAULT: &str = "7.2";
 
-/// Debian's name of the architecture.
-const ARCHITECTURE: &str = "arm64";
+/// Debian's names of the kernel's architecture, and of the build machine's.
+fn architectures() -> Result<&'static [&'static str]> {
+    Ok(match debian::Platform::of_this_machine()?.architectures {
+        ["amd64"] => &["arm64", "amd64"],
+        _ => &["arm64"],
+    })
+}
 
 /// Its kernels for virtual machines: small, and with everything that this machine has.
 const FLAVOUR: &str = "-cloud-arm64";
@@ -24,6 +29,12 @@ const FLAVOUR: &str = "-cloud-arm64";
 const KERNEL_PACKAGE: &str = "linux-binary-";
 /// The package with its modules, before the release.
 const MODULES_PACKAGE: &str = "linux-modules-";
+/// The package with its headers, before the release, and those of all kernels of the version, before it.
+const HEADERS_PACKAGE: &str = "linux-headers-";
+/// What follows the version in the name of the headers of all its kernels.
+const COMMON: &str = "-common";
+/// The package with the programs that a module is built with, for the build machine, before the version.
+const KBUILD_PACKAGE: &str = "linux-kbuild-";
 /// A shell and tools in one program that needs no libraries.
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 
@@ -101,6 +112,21 @@ impl Linux {
         self.modules_root().join("kernel")
     }
 
+    /// What modules are built against: the kernel's configuration, symbols and generated headers.
+    pub fn headers(&self) -> PathBuf {
+        self.prefix.join("usr/src").join(format!("{HEADERS_PACKAGE}{}", self.release()))
+    }
+
+    /// The headers and makefiles of all kernels of the version.
+    pub fn common_headers(&self) -> PathBuf {
+        self.prefix.join("usr/src").join(format!("{HEADERS_PACKAGE}{}{COMMON}", self.version))
+    }
+
+    /// Programs that build modules, with their directories `scripts` and `tools`.
+    pub fn kbuild(&self) -> PathBuf {
+        self.prefix.join("usr/lib").join(format!("{KBUILD_PACKAGE}{}", self.version))
+    }
+
     /// The static busybox.
     pub fn busybox(&self) -> PathBuf {
         self.prefix.join("usr/bin/busybox")
@@ -112,7 +138,10 @@ impl Linux {
         let complete = linux.prefix.join(debian::STAMP).exists()
             && linux.image().exists()
             && linux.modules().exists()
-            && linux.busybox().exists();
+            && linux.busybox().exists()
+            && linux.headers().exists()
+            && linux.common_headers().exists()
+            && linux.kbuild().exists();
         complete.then_some(linux)
     }
 }
@@ -136,7 +165,7 @@ pub fn find_or_fetch(wanted: &Wanted, report: bool) -> Result<Linux> {
         return Ok(linux);
     }
     println!("Linux {wanted}: fetching Debian's into {}", home.display());
-    let fetched = debian::with_apt(ARCHITECTURE, &home.join("linux"), |apt| fetch(apt, wanted, &home));
+    let fetched = debian::with_apt(architectures()?, &home.join("linux"), |apt| fetch(apt, wanted, &home));
     let (linux, origin) = fetched.with_context(|| format!("Linux {wanted} could not be had from Debian"))?;
     println!("Linux {}: Debian's, from {origin}, in {}", linux.release(), linux.prefix.display());
     Ok(linux)
@@ -159,13 +188,22 @@ fn fetch(apt: &Apt, wanted: &Wanted, home: &Path) -> Result<Linux> {
         both.sort_by(|a, b| compare(a, b));
         bail!("it has {}: type for example --linux-version 7.2", both.join(", "));
     };
-    let packages = [KERNEL_PACKAGE, MODULES_PACKAGE].map(|package| format!("{package}{version}{FLAVOUR}"));
-    apt.fetch(&[packages.as_slice(), &[BUSYBOX_PACKAGE.to_owned()]].concat())?;
+    let this_machine = debian::Platform::of_this_machine()?.architectures.concat();
+    let packages = [KERNEL_PACKAGE, MODULES_PACKAGE, HEADERS_PACKAGE]
+        .map(|package| format!("{package}{version}{FLAVOUR}"))
+        .into_iter()
+        .chain([
+            format!("{HEADERS_PACKAGE}{version}{COMMON}"),
+            format!("{KBUILD_PACKAGE}{version}:{this_machine}"),
+            BUSYBOX_PACKAGE.to_owned(),
+        ])
+        .collect::<Vec<_>>();
+    apt.fetch(&packages)?;
     apt.unpack(&home.join(&version))?;
     Linux::cached(home, &version).with_context(|| {
         format!(
-            "the packages {} do not have a kernel and modules where they should be",
-            packages.join(" and ")
+            "the packages {} do not have a kernel, modules and headers where they should be",
+            packages.join(", ")
         )
     })
 }

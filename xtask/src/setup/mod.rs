@@ -3,6 +3,7 @@
 //! Nothing outside the user's cache directory and rustup's own changes. Both steps are idempotent: what is there
 //! already is found in milliseconds, so every command that needs it calls [`run`].
 
+pub mod cross;
 mod debian;
 pub mod linux;
 pub mod qemu;

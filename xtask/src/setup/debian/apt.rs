@@ -13,14 +13,15 @@ use crate::progress;
 /// An apt with all that it keeps in a directory, which goes when this does.
 pub struct Apt {
     work: PathBuf,
-    architecture: &'static str,
+    architectures: &'static [&'static str],
 }
 
 impl Apt {
-    /// Makes it for `architecture` in the directory `work`, with `mirror` as its archive, and fetches the package lists.
-    pub fn new(work: &Path, architecture: &'static str, mirror: &str) -> Result<Self> {
+    /// Makes it for `architectures`, the first of which a package has that is named without one, in the directory `work`, with
+    /// `mirror` as its archive, and fetches the package lists.
+    pub fn new(work: &Path, architectures: &'static [&'static str], mirror: &str) -> Result<Self> {
         // Made before anything can fail, so that whatever is left is removed.
-        let apt = Self { work: work.to_owned(), architecture };
+        let apt = Self { work: work.to_owned(), architectures };
         for directory in ["state/lists/partial", "cache/archives/partial", "etc/preferences.d"] {
             let directory = work.join(directory);
             fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
@@ -49,8 +50,8 @@ impl Apt {
             format!("Dir::Etc={}", path("etc")),
             format!("Dir::Etc::sourcelist={}", path("etc/sources.list")),
             "Dir::Etc::sourceparts=/dev/null".into(),
-            format!("APT::Architecture={}", self.architecture),
-            format!("APT::Architectures={}", self.architecture),
+            format!("APT::Architecture={}", self.architectures.first().unwrap_or(&"")),
+            format!("APT::Architectures={}", self.architectures.join(",")),
             "APT::Keep-Downloaded-Packages=true".into(),
             // The private directories belong to this user, not to apt's own one.
             "APT::Sandbox::User=".into(),
@@ -79,8 +80,8 @@ impl Apt {
         Ok(names)
     }
 
-    /// Downloads a package, from the backports if it is there, and what it depends on.
-    pub fn fetch_with_dependencies(&self, package: &str) -> Result<()> {
+    /// Downloads packages, from the backports if they are there, and what they depend on.
+    pub fn fetch_with_dependencies(&self, wanted: &[&str]) -> Result<()> {
         let install = |extra: &str| {
             let mut command = self.command("apt-get");
             command.args([
@@ -90,15 +91,17 @@ impl Apt {
                 "-t",
                 &format!("{SUITE}-backports"),
             ]);
-            command.args([extra, package]);
+            command.arg(extra).args(wanted);
             command
         };
         let mut packages = 0;
         run_watched(&mut install("--print-uris"), |line| packages += u64::from(line.starts_with('\'')))
-            .with_context(|| format!("Debian's {SUITE}-backports has no {package} that can be installed"))?;
+            .with_context(|| {
+                format!("Debian's {SUITE}-backports has no {} that can be installed", wanted.join(", "))
+            })?;
         let bar = progress::bar(packages, "packages fetched");
         run_watched(&mut install("--download-only"), |line| bar.inc(u64::from(line.starts_with("Get:"))))
-            .with_context(|| format!("{package} could not be downloaded"))?;
+            .with_context(|| format!("{} could not be downloaded", wanted.join(", ")))?;
         bar.finish_and_clear();
         Ok(())
     }

@@ -25,7 +25,8 @@ const SUITE: &str = "trixie";
 
 /// Names of this machine's architecture in Debian.
 pub struct Platform {
-    debian: &'static str,
+    /// Its name in Debian, alone in a list.
+    pub architectures: &'static [&'static str],
     /// Directory of its libraries below `usr/lib`.
     pub multiarch: &'static str,
     /// Its dynamic loader in a prefix.
@@ -41,12 +42,12 @@ impl Platform {
     pub fn of_this_machine() -> Result<Self> {
         Ok(match std::env::consts::ARCH {
             "x86_64" => Self {
-                debian: "amd64",
+                architectures: &["amd64"],
                 multiarch: "x86_64-linux-gnu",
                 loader: "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
             },
             "aarch64" => Self {
-                debian: "arm64",
+                architectures: &["arm64"],
                 multiarch: "aarch64-linux-gnu",
                 loader: "usr/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1",
             },
@@ -55,28 +56,28 @@ impl Platform {
     }
 }
 
-/// Unpacks a package for this machine and all that it depends on into `prefix`, replacing what is there. Says which
+/// Unpacks packages for this machine and all that they depend on into `prefix`, replacing what is there. Says which
 /// archive it was.
 ///
 /// # Errors
 ///
 /// No apt, no key ring, no network, no such package; `prefix` is then as it was.
-pub fn unpack(package: &str, prefix: &Path) -> Result<String> {
-    let ((), origin) = with_apt(Platform::of_this_machine()?.debian, prefix, |apt| {
-        apt.fetch_with_dependencies(package)?;
+pub fn unpack(packages: &[&str], prefix: &Path) -> Result<String> {
+    let ((), origin) = with_apt(Platform::of_this_machine()?.architectures, prefix, |apt| {
+        apt.fetch_with_dependencies(packages)?;
         apt.unpack(prefix)
     })?;
     Ok(origin)
 }
 
-/// Lets `take` fetch packages of an architecture, with the package lists of the machine's archive and, when that fails, of
+/// Lets `take` fetch packages of some architectures, the first being the usual one, with the package lists of the machine's archive and, when that fails, of
 /// Debian's own. apt keeps its files beside `place` meanwhile. Says which archive it was.
 ///
 /// # Errors
 ///
 /// No apt, no key ring, no network, or as `take` with the last archive.
 pub fn with_apt<T>(
-    architecture: &'static str,
+    architectures: &'static [&'static str],
     place: &Path,
     take: impl Fn(&Apt) -> Result<T>,
 ) -> Result<(T, String)> {
@@ -98,7 +99,7 @@ pub fn with_apt<T>(
     }
     let work = beside(place)?;
     let with = |mirror: &str| {
-        let taken = take(&Apt::new(&work, architecture, mirror)?)?;
+        let taken = take(&Apt::new(&work, architectures, mirror)?)?;
         Ok((taken, format!("{mirror} {SUITE} and {SUITE}-backports")))
     };
     let mirror = mirror::of_this_machine();
