@@ -60,15 +60,19 @@ pub fn run<D: Device + ?Sized>(command: &Command, device: &D) -> Result<String, 
         Command::Write { address, value } => {
             request(Request::Write, &[address, value]).map(|_| String::new())
         }
-        Command::Donate { start, size, guest } => ranged(calls.donate(start, size, handle(guest)?)).map(done),
+        Command::Donate { start, size, guest } => {
+            ranged(size, calls.donate(start, size, handle(guest)?)).map(done)
+        }
         Command::Reclaim { start, size, guest } => {
-            ranged(calls.reclaim(start, size, handle(guest)?)).map(done)
+            ranged(size, calls.reclaim(start, size, handle(guest)?)).map(done)
         }
-        Command::Share { start, size, with } => ranged(calls.share(start, size, recipient(with)?)).map(done),
+        Command::Share { start, size, with } => {
+            ranged(size, calls.share(start, size, recipient(with)?)).map(done)
+        }
         Command::Unshare { start, size, with } => {
-            ranged(calls.unshare(start, size, recipient(with)?)).map(done)
+            ranged(size, calls.unshare(start, size, recipient(with)?)).map(done)
         }
-        Command::TopUp { start, size } => ranged(calls.top_up(start, size)).map(done),
+        Command::TopUp { start, size } => ranged(size, calls.top_up(start, size)).map(done),
         Command::GiveBack { size } => Ok(format!("{:#x}\n", calls.give_back(size).map_err(explain)?)),
         Command::GuestCreate => {
             let guest = calls.create_guest().map_err(explain)?;
@@ -87,10 +91,10 @@ pub fn run<D: Device + ?Sized>(command: &Command, device: &D) -> Result<String, 
             call(Function::DomainDestroy, [domain, 0, 0, 0]).map(|_| String::new())
         }
         Command::DomainMap { domain, ipa, start, size } => {
-            ranged(calls.domain_map(domain_handle(domain)?, ipa, start, size)).map(done)
+            ranged(size, calls.domain_map(domain_handle(domain)?, ipa, start, size)).map(done)
         }
         Command::DomainUnmap { domain, ipa, size } => {
-            ranged(calls.domain_unmap(domain_handle(domain)?, ipa, size)).map(done)
+            ranged(size, calls.domain_unmap(domain_handle(domain)?, ipa, size)).map(done)
         }
         Command::DomainQuery { domain, ipa } => {
             let [address, size, ..] = call(Function::DomainQuery, [domain, ipa, 0, 0])?;
@@ -100,9 +104,12 @@ pub fn run<D: Device + ?Sized>(command: &Command, device: &D) -> Result<String, 
 }
 
 /// A call that is done in steps may stop after some of them.
-fn ranged(result: Result<(), Refused>) -> Result<(), String> {
-    result.map_err(|refused| {
-        format!("{}\nWhat was done before, in whole steps of up to 2M, stays done.", explain(refused))
+fn ranged(size: u64, result: Result<(), Refused>) -> Result<(), String> {
+    result.map_err(explain).map_err(|error| {
+        if size <= abi::MAX_STEP_BYTES {
+            return error;
+        }
+        format!("{error}\nSteps of up to 2M that were done before stay done: `hyp-iommu memory` shows them.")
     })
 }
 

@@ -16,7 +16,7 @@ const MODULES: [&str; 3] = ["virtio_blk", "vfio_iommu_type1", "vfio-pci"];
 const INIT: &str = include_str!("guest/init.sh");
 
 /// What it reads, in `/lib/guest`; a check's file is named after the check.
-const SCRIPTS: [(&str, &str); 9] = [
+const SCRIPTS: [(&str, &str); 11] = [
     ("report.sh", include_str!("guest/report.sh")),
     ("devices.sh", include_str!("guest/devices.sh")),
     ("checks/smmus.sh", include_str!("guest/checks/smmus.sh")),
@@ -25,7 +25,9 @@ const SCRIPTS: [(&str, &str); 9] = [
     ("checks/domains.sh", include_str!("guest/checks/domains.sh")),
     ("checks/vfio.sh", include_str!("guest/checks/vfio.sh")),
     ("checks/cpus.sh", include_str!("guest/checks/cpus.sh")),
+    ("checks/calls.sh", include_str!("guest/checks/calls.sh")),
     ("checks/log.sh", include_str!("guest/checks/log.sh")),
+    ("checks/attacks.sh", include_str!("guest/checks/attacks.sh")),
 ];
 
 /// What this project adds.

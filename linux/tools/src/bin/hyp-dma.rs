@@ -13,13 +13,14 @@ mod program {
     use host_shim::host::{DMA_VALUE, Dma};
     use hyp_iommu::number;
     use hyp_iommu::system::vfio::Function;
-    use hyp_iommu::system::{self, Access, File, Own, Registers};
+    use hyp_iommu::system::{self, Access, File, Own, PAGE_BYTES, Registers};
 
     const HELP: &str = "\
 hyp-dma write FUNCTION IOVA PHYSICAL   has it write to IOVA, and says whether that landed at PHYSICAL
 hyp-dma own FUNCTION                   the same with a page of its own, at its physical address
 hyp-dma look FUNCTION PHYSICAL         has it write to a page of its own, and says whether PHYSICAL has the same value
-hyp-dma vfio FUNCTION GROUP            maps a page of its own with VFIO, has it write there, unmaps it, and tries again
+hyp-dma vfio FUNCTION GROUP            maps a page of its own with VFIO, and has it write there
+hyp-dma unmapped FUNCTION GROUP        the same after the page was unmapped again
 hyp-dma vfio FUNCTION GROUP PHYSICAL   maps physical memory with VFIO by way of /dev/mem, and has it write there
 A function is for example 0000:00:02.0; the value that is written is 0x12345678.";
 
@@ -44,24 +45,37 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
         format!("{ended}, {seen}")
     }
 
-    fn vfio(name: &str, group: &str, physical: Option<u64>) -> Result<String, String> {
+    /// What a program maps with VFIO.
+    enum Mapped {
+        /// A page of its own.
+        Own,
+        /// The same, and takes the mapping away again.
+        Unmapped,
+        /// What is at a physical address.
+        Physical(u64),
+    }
+
+    fn vfio(name: &str, group: &str, mapped: &Mapped) -> Result<String, String> {
         let function = Function::open(name, number::parse(group)?)?;
         let registers = function.enable(0)?;
         let mut page = Own::new()?;
         let refused =
             |error: hyp_iommu::device::Errno| format!("VFIO does not map it: Linux's error {}", error.0);
-        if let Some(physical) = physical {
-            let memory = Registers::new(&File::open("/dev/mem", Access::ReadWrite)?, physical);
+        if let Mapped::Physical(physical) = *mapped {
+            let (start, offset) = (physical & !(PAGE_BYTES - 1), physical % PAGE_BYTES);
+            let memory = Registers::new(&File::open("/dev/mem", Access::ReadWrite)?, start);
             let memory = memory
-                .map_err(|error| format!("/dev/mem does not map {physical:#x}: Linux's error {}", error.0))?;
+                .map_err(|error| format!("/dev/mem does not map {start:#x}: Linux's error {}", error.0))?;
             function.map_registers(&memory, IOVA).map_err(refused)?;
-            return Ok(format!("{} at {IOVA:#x}\n", write(&registers, IOVA, physical)));
+            return Ok(format!("{} at {:#x}\n", write(&registers, IOVA + offset, physical), IOVA + offset));
         }
         function.map_own(&page, IOVA).map_err(refused)?;
-        let mapped = write_own(&registers, IOVA, &mut page);
-        function.unmap(IOVA).map_err(refused)?;
-        let unmapped = write_own(&registers, IOVA, &mut page);
-        Ok(format!("mapped: {mapped}; unmapped: {unmapped}; at {IOVA:#x}\n"))
+        if matches!(mapped, Mapped::Unmapped) {
+            // Once while it is mapped, so that the SMMU may have it cached.
+            write(&registers, IOVA, page.physical());
+            function.unmap(IOVA).map_err(refused)?;
+        }
+        Ok(format!("{} at {IOVA:#x}\n", write_own(&registers, IOVA, &mut page)))
     }
 
     fn main(typed: &[&str]) -> Result<String, String> {
@@ -83,8 +97,11 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
                     other => Err(format!("the device cannot look: {other}")),
                 }
             }
-            ["vfio", function, group] => vfio(function, group, None),
-            ["vfio", function, group, physical] => vfio(function, group, Some(number::parse(physical)?)),
+            ["vfio", function, group] => vfio(function, group, &Mapped::Own),
+            ["vfio", function, group, physical] => {
+                vfio(function, group, &Mapped::Physical(number::parse(physical)?))
+            }
+            ["unmapped", function, group] => vfio(function, group, &Mapped::Unmapped),
             [] | ["help"] => Ok(format!("{HELP}\n")),
             _ => Err(format!("'{}' is nothing that hyp-dma does. There are:\n{HELP}", typed.join(" "))),
         }

@@ -11,7 +11,7 @@ use alloc::format;
 use alloc::string::String;
 
 pub use file::{Access, File, open_module};
-pub use memory::{Own, Registers};
+pub use memory::{Own, PAGE_BYTES, Registers};
 
 /// Offset of the Command register of a PCI function.
 const COMMAND: u64 = 4;

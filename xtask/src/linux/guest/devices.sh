@@ -7,6 +7,16 @@ smmus_visible() {
     ls -d /sys/firmware/devicetree/base/smmuv3@* >/dev/null 2>&1
 }
 
+# Whether the hypervisor is below: it says in the device tree which memory it keeps for itself.
+above_hypervisor() {
+    ls -d /sys/firmware/devicetree/base/reserved-memory/hypervisor@* >/dev/null 2>&1
+}
+
+# Where the memory begins that the hypervisor keeps for itself.
+hypervisor_memory() {
+    echo 0x$(ls /sys/firmware/devicetree/base/reserved-memory | sed -n 's/^hypervisor@//p' | head -n 1)
+}
+
 # Ends a check that needs one.
 need_smmus() {
     smmus_visible && return
@@ -22,6 +32,40 @@ disks() {
             0x010802,* | 0x01????,0x1af4) basename $function ;;
         esac
     done
+}
+
+# All functions of a vendor with a device ID.
+functions_of() {
+    local function
+    for function in $functions/*; do
+        [ "$(cat $function/vendor),$(cat $function/device)" != "$1,$2" ] || basename $function
+    done
+}
+
+# Devices that write to memory when they are told to: QEMU's iommu-testdev. No driver of Linux's knows them.
+testdevs() {
+    functions_of 0x1b36 0x0005
+}
+
+# The edu of the same PCI domain as a function.
+edu_of() {
+    functions_of 0x1234 0x11e8 | grep "^${1%%:*}:" | head -n 1
+}
+
+# Where the registers of a function's SMMU begin, without 0x.
+smmu_of() {
+    basename "$(readlink -f $functions/$1/iommu/device)" .smmuv3
+}
+
+# A function without a driver goes to VFIO, and back.
+to_vfio() {
+    echo vfio-pci >$functions/$1/driver_override
+    echo $1 >/sys/bus/pci/drivers/vfio-pci/bind || return 1
+    [ -c /dev/vfio/$(group_of $1) ] || { echo "there is no /dev/vfio/$(group_of $1)"; return 1; }
+}
+from_vfio() {
+    echo $1 >/sys/bus/pci/drivers/vfio-pci/unbind || return 1
+    echo >$functions/$1/driver_override
 }
 
 # The block device of a function: its name below /dev.

@@ -24,11 +24,14 @@ echo "measure: linux-init-us $starts"
 if smmus_visible; then
     for module in /lib/modules/*.ko; do insmod "$module"; done
 fi
+if above_hypervisor; then
+    insmod /lib/hyp_iommu.ko
+fi
 
 if on_command_line shell; then
     setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 else
-    for name in smmus disks rebind domains vfio cpus log; do
+    for name in smmus disks rebind domains vfio cpus calls log attacks; do
         . /lib/guest/checks/$name.sh
     done
     summary

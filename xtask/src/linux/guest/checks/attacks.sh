@@ -1,0 +1,144 @@
+# Root has devices write where no device of the host's may: to the hypervisor's memory, to a page that a guest has, to registers. Every
+# attack must fault, Linux's own driver must report it as one event, and the place must not have the value; and what attacks must be
+# able to: the same program writes to memory of its own, and to the page when it is the host's.
+
+# Driver's events so far, and lines of its own.
+events() { dmesg | grep -c 'arm-smmu-v3 .*: event 0x'; }
+driver_lines() { dmesg | grep -c 'arm-smmu-v3 '; }
+# Lines that the driver writes of one event.
+LINES_OF_EVENT=7
+attacks=0
+
+# is WANTED COMMAND...: whether a command says what is wanted at the beginning.
+is() {
+    local wanted=$1 said
+    shift
+    said=$("$@" 2>&1)
+    case $said in "$wanted"*) return 0 ;; esac
+    echo "$*: $said, not $wanted"
+    return 1
+}
+
+# The driver reports no more than ten events in five seconds: eight, and what is left of the window before.
+window=0 in_window=0
+throttle() {
+    local left=$((550 - ($(now) - window)))
+    if [ $left -gt 0 ] && [ $in_window -ge 8 ]; then
+        sleep $((left / 100 + 1))
+        left=0
+    fi
+    [ $left -gt 0 ] || window=$(now) in_window=0
+    in_window=$((in_window + 1))
+}
+
+# refused FUNCTION ADDRESS COMMAND...: whether a command of hyp-dma's faults, and the driver reports that at this address.
+refused() {
+    local function=$1 address=$2 before tries=0 last
+    shift 2
+    throttle
+    before=$(events)
+    is faulted "$@" || return 1
+    while [ $(events) -eq $before ] && [ $tries -lt 50 ]; do
+        sleep 0.1
+        tries=$((tries + 1))
+    done
+    attacks=$((attacks + 1))
+    last=$(dmesg | grep 'arm-smmu-v3 .*: event: ' | tail -n 1)
+    case $(($(events) - before)),$last in
+        1,*"F_TRANSLATION client: $function sid: "*" iova: $(printf '%#x' $address) ipa: 0x0") ;;
+        *) echo "$*: $(($(events) - before)) events, the last: $last"; return 1 ;;
+    esac
+}
+
+# in_vain FUNCTION ADDRESS: whether a write to a physical address faults and the value is not there, as the device itself sees it.
+in_vain() {
+    refused $1 $2 hyp-dma write $1 $2 $2 && is "the value is not there" hyp-dma look $1 $2
+}
+
+# A page that the host gives to a guest: written to before and after, not meanwhile.
+attack_donated() {
+    local function=$1 guest page
+    guest=$(hyp-iommu guest create) && page=$(hyp-iommu allocate 4K) || { echo "no guest with a page"; return 1; }
+    is landed hyp-dma write $function $page $page || return 1
+    is 0x0000000012345678 hyp-iommu read $page || return 1
+    hyp-iommu donate $page 4K $guest || return 1
+    is "guest $guest" hyp-iommu owner $page || return 1
+    in_vain $function $page || return 1
+    hyp-iommu reclaim $page 4K $guest || return 1
+    is 0x0000000000000000 hyp-iommu read $page || return 1
+    is landed hyp-dma write $function $page $page || return 1
+    hyp-iommu free $page && hyp-iommu guest destroy $guest
+}
+
+# attack_by_vfio FUNCTION: with the stage 1 of a VFIO program, which maps what it should not.
+attack_by_vfio() {
+    local function=$1 group iova=0x123400000
+    group=$(group_of $function)
+    is "landed, the value is there" hyp-dma vfio $function $group || return 1
+    refused $function $iova hyp-dma unmapped $function $group || return 1
+    if above_hypervisor; then
+        refused $function $iova hyp-dma vfio $function $group $(hypervisor_memory) || return 1
+        refused $function $((iova + 0x80)) hyp-dma vfio $function $group $(neighbour_of $function)
+    else
+        is landed hyp-dma vfio $function $group $(neighbour_of $function)
+    fi
+}
+
+# A register of an edu that can be written: no driver of Linux's has it, and so /dev/mem does.
+neighbour_of() {
+    local edu
+    edu=$functions/$(edu_of $1)
+    echo 1 >$edu/enable
+    printf '%#x' $(($(cut -d' ' -f1 $edu/resource | head -n 1) + 0x80))
+}
+
+# attack_directly FUNCTION: without a stage 1, so that an I/O address is the physical one.
+attack_directly() {
+    local function=$1 registers
+    is "landed, the value is there" hyp-dma own $function || return 1
+    # SMMU_GERROR_IRQ_CFG1: a word that can be written, and is used by nobody where the SMMU sends no MSIs.
+    registers=$(printf '%#x' $((0x$(smmu_of $function) + 0x68)))
+    if above_hypervisor; then
+        # This also sees what came of the attack by VFIO.
+        in_vain $function $(hypervisor_memory) || return 1
+        is "the value is not there" hyp-dma look $function $(neighbour_of $function) || return 1
+        in_vain $function $registers && attack_donated $function
+    else
+        is landed hyp-dma write $function $registers $registers
+    fi
+}
+
+# attack FUNCTION
+attack() {
+    local function=$1 type first status
+    to_vfio $function && attack_by_vfio $function
+    status=$?
+    from_vfio $function && [ $status -eq 0 ] || return 1
+    type=/sys/kernel/iommu_groups/$(group_of $function)/type
+    first=$(cat $type)
+    echo identity >$type || return 1
+    attack_directly $function || return 1
+    echo $first >$type
+}
+
+check_attacks() {
+    need_smmus
+    local function before lines count=0
+    before=$(events) lines=$(driver_lines)
+    for function in $(testdevs); do
+        attack $function >/tmp/attack 2>&1 || { echo "$function: $(cat /tmp/attack)"; return 1; }
+        # `attack` counts in this shell, `refused` too: only their words went into the file.
+        count=$((count + 1))
+    done
+    [ $count -ne 0 ] || { echo "there is no iommu-testdev"; return 2; }
+    before=$(($(events) - before)) lines=$(($(driver_lines) - lines))
+    if above_hypervisor; then
+        echo "$attacks attacks by $count devices faulted, $before events"
+    else
+        echo "no hypervisor: $count devices wrote to registers of SMMUs and of other devices; nothing is donated, and there is no memory \
+of a hypervisor; $attacks writes to unmapped addresses faulted, $before events"
+    fi
+    [ $before -eq $attacks ] && [ $lines -eq $((attacks * LINES_OF_EVENT)) ]
+}
+
+check attacks "devices that root tells to write where none of the host's may fault, with an event each, and change nothing"

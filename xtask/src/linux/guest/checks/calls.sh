@@ -1,0 +1,78 @@
+# What root can do with hyp-iommu and its module, and what it cannot.
+
+# says WANTED COMMAND...: whether a command says just that.
+says() {
+    local wanted=$1 said
+    shift
+    said=$("$@" 2>&1)
+    [ "$said" = "$wanted" ] || { echo "$*: '$said', not '$wanted'"; return 1; }
+}
+
+# refuses WHY COMMAND...: whether a command fails and says that.
+refuses() {
+    local why=$1 said
+    shift
+    said=$("$@" 2>&1) && { echo "$*: it was done: $said"; return 1; }
+    case $said in *"$why"*) ;; *) echo "$*: '$said', not '$why'"; return 1 ;; esac
+}
+
+# A page that goes to a guest and comes back. Meanwhile Linux has it not, and keeps it.
+donate_and_reclaim() {
+    local guest page
+    guest=$(hyp-iommu guest create) && page=$(hyp-iommu allocate 4K) || { echo "no guest with a page"; return 1; }
+    says "" hyp-iommu write $page 0x1122334455667788 || return 1
+    says 0x1122334455667788 hyp-iommu read $page || return 1
+    says "" hyp-iommu donate $page 4K $guest || return 1
+    says "$page, 0x1000 bytes: guest $guest" hyp-iommu memory || return 1
+    refuses "WrongState" hyp-iommu donate $page 4K $guest || return 1
+    refuses "reclaim" hyp-iommu read $page || return 1
+    refuses "reclaim" hyp-iommu free $page || return 1
+    refuses "has a driver" rmmod hyp_iommu 2>/dev/null
+    [ -c /dev/hyp-iommu ] || { echo "the module went and left its page"; return 1; }
+    refuses "Busy" hyp-iommu guest destroy $guest || return 1
+    says "" hyp-iommu reclaim $page 4K $guest || return 1
+    says 0x0000000000000000 hyp-iommu read $page || return 1
+    says "" hyp-iommu free $page || return 1
+    refuses "the module has no pages there" hyp-iommu donate $page 4K $guest || return 1
+    says "" hyp-iommu guest destroy $guest && says "" hyp-iommu memory
+}
+
+# attach_and_detach FUNCTION: it goes to a guest when Linux has let go of it, and comes back.
+attach_and_detach() {
+    local function=$1 smmu stream guest
+    smmu=$(hyp-iommu smmus | sed -n "s/^SMMU \([0-9]*\): registers at 0x$(smmu_of $function),.*/\1/p")
+    # On this machine a StreamID is what PCI calls a Requester ID.
+    stream=$(echo $function | sed 's/^.*:\(..\):\(..\)\.\(.\)$/0x\1 0x\2 \3/')
+    set -- $stream
+    stream=$(printf '%#x' $(($1 << 8 | $2 << 3 | $3)))
+    guest=$(hyp-iommu guest create) || { echo "no guest"; return 1; }
+    case $(hyp-iommu stream $smmu $stream) in *"of the host's driver"*) ;; *) echo "StreamID $stream of SMMU $smmu is not the host's"; return 1 ;; esac
+    if [ -e $functions/$function/driver ]; then
+        refuses "unbind" hyp-iommu attach $smmu $stream $guest || return 1
+        says "" hyp-iommu guest destroy $guest
+        return
+    fi
+    refuses "Busy" hyp-iommu attach $smmu $stream $guest || return 1
+    echo 1 >$functions/$function/remove
+    says "SMMU $smmu, StreamID $stream: unattached, its DMA faults" hyp-iommu stream $smmu $stream || return 1
+    hyp-iommu attach $smmu $stream $guest
+    hyp-iommu domain $guest
+    hyp-iommu detach $smmu $stream
+    echo 1 >/sys/bus/pci/rescan
+    false
+}
+
+check_calls() {
+    need_smmus
+    above_hypervisor || { echo "no hypervisor"; return 2; }
+    local nodes
+    nodes=$(ls -d /sys/firmware/devicetree/base/smmuv3@* | wc -l)
+    [ $(hyp-iommu smmus | grep -c translating) -eq $nodes ] || { hyp-iommu smmus; return 1; }
+    says "crw-------" sh -c "ls -l /dev/hyp-iommu | cut -c1-10" || return 1
+    donate_and_reclaim || return 1
+    for function in $(testdevs) $(disks); do
+        attach_and_detach $function || return 1
+    done
+}
+
+check calls "what hyp-iommu is told to do done, and what would hurt Linux refused"
