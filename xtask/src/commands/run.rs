@@ -98,14 +98,15 @@ impl Machine {
             let option = if self.native { "--native" } else { "--shell" };
             bail!("{option} needs Linux: type `cargo xtask run --host linux {option}`");
         }
+        let shape = self.shape()?;
         let bootargs = match self.host {
             Host::Shim if self.icount => format!("{} icount", self.bootargs),
             Host::Shim => self.bootargs.clone(),
-            Host::Linux => linux::command_line(&self.bootargs, shell),
+            Host::Linux => linux::command_line(&shape, &self.bootargs, shell)?,
         };
         Ok(Run {
             name,
-            shape: self.shape()?,
+            shape,
             entry: if self.elf { Entry::Elf } else { Entry::Image },
             bootargs,
             extra: if self.icount { emulator::count_instructions() } else { Vec::new() },

@@ -16,9 +16,10 @@ const MODULES: [&str; 3] = ["virtio_blk", "vfio_iommu_type1", "vfio-pci"];
 const INIT: &str = include_str!("guest/init.sh");
 
 /// What it reads, in `/lib/guest`; a check's file is named after the check.
-const SCRIPTS: [(&str, &str); 11] = [
+const SCRIPTS: [(&str, &str); 12] = [
     ("report.sh", include_str!("guest/report.sh")),
     ("devices.sh", include_str!("guest/devices.sh")),
+    ("shell.sh", include_str!("guest/shell.sh")),
     ("checks/smmus.sh", include_str!("guest/checks/smmus.sh")),
     ("checks/disks.sh", include_str!("guest/checks/disks.sh")),
     ("checks/rebind.sh", include_str!("guest/checks/rebind.sh")),
@@ -36,6 +37,11 @@ pub struct Ours {
     pub module: Vec<u8>,
     /// Programs.
     pub programs: Vec<Program>,
+}
+
+/// The names of all checks.
+pub fn checks() -> impl Iterator<Item = &'static str> {
+    SCRIPTS.iter().filter_map(|(name, _)| name.strip_prefix("checks/")?.strip_suffix(".sh"))
 }
 
 /// Makes the archive for a kernel.
@@ -69,4 +75,45 @@ pub fn build(linux: &Linux, ours: &Ours) -> Result<Vec<u8>> {
         archive.file(&format!("lib/modules/{index:02}-{}.ko", module.name), &module.content);
     }
     Ok(archive.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Write};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn the_first_process_runs_every_check() {
+        let list = INIT.lines().find_map(|line| line.trim().strip_prefix("checks=\"")?.strip_suffix('"'));
+        let mut run: Vec<&str> = list.expect("a list of checks").split(' ').collect();
+        let mut known: Vec<&str> = checks().collect();
+        run.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(run, known);
+    }
+
+    #[test]
+    fn every_script_is_one_to_a_shell() {
+        for (name, script) in SCRIPTS.into_iter().chain([("init", INIT)]) {
+            let Some((status, said)) = check_syntax(script) else { return };
+            assert!(status, "{name}: {said}");
+        }
+        assert_eq!(check_syntax("if true; then").map(|(status, _)| status), Some(false));
+    }
+
+    /// Whether `sh -n` takes a script, and what it says; `None` on a machine without `sh`.
+    fn check_syntax(script: &str) -> Option<(bool, String)> {
+        let mut shell = Command::new("sh");
+        shell.arg("-n").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = match shell.spawn() {
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            other => other.expect("sh can be started"),
+        };
+        // A shell that stops at a mistake reads no further.
+        let _ = child.stdin.take().expect("it was piped").write_all(script.as_bytes());
+        let output = child.wait_with_output().expect("sh ends");
+        Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+    }
 }

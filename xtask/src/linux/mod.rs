@@ -9,9 +9,10 @@ mod programs;
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::image::write_if_changed;
+use crate::machine::Shape;
 use crate::payload::{Blob, Payload};
 use crate::setup::StandardLibrary;
 use crate::setup::cross::Cross;
@@ -51,19 +52,49 @@ fn blob(path: &Path) -> Result<Blob> {
     Ok(Blob { path: path.to_owned(), bytes })
 }
 
-/// The kernel's command line with what the user adds; with `shell` the first process starts one.
-pub fn command_line(added: &str, shell: bool) -> String {
-    let words = [COMMAND_LINE, added.trim(), if shell { "shell" } else { "" }];
-    words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+/// The kernel's command line on a machine, with what the user adds; with `shell` the first process starts one.
+///
+/// It says how many SMMUs the machine has, so that a check can tell when the hypervisor hides one.
+///
+/// # Errors
+///
+/// `checks=` names a check that there is not; the message says which there are.
+pub fn command_line(shape: &Shape, added: &str, shell: bool) -> Result<String> {
+    for name in added.split_whitespace().filter_map(|word| word.strip_prefix("checks=")) {
+        for name in name.split(',').filter(|name| !name.is_empty()) {
+            if !initramfs::checks().any(|check| check == name) {
+                let known: Vec<&str> = initramfs::checks().collect();
+                bail!("there is no check '{name}' in Linux: type checks= and any of {}", known.join(","));
+            }
+        }
+    }
+    let smmus = format!("smmus={}", shape.root_buses().count());
+    let words = [COMMAND_LINE, &smmus, added.trim(), if shell { "shell" } else { "" }];
+    Ok(words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::memory_size::MemorySize;
+
+    fn shape() -> Shape {
+        Shape::new(2, 1, MemorySize::DEFAULT).expect("a valid shape")
+    }
 
     #[test]
     fn what_the_user_adds_comes_after_what_is_always_there() {
-        assert_eq!(command_line("", false), COMMAND_LINE);
-        assert_eq!(command_line(" iommu.strict=1 ", true), format!("{COMMAND_LINE} iommu.strict=1 shell"));
+        let line = |added, shell| command_line(&shape(), added, shell).expect("no unknown check");
+        assert_eq!(line("", false), format!("{COMMAND_LINE} smmus=2"));
+        assert_eq!(line(" iommu.strict=1 ", true), format!("{COMMAND_LINE} smmus=2 iommu.strict=1 shell"));
+    }
+
+    #[test]
+    fn a_check_that_there_is_not_is_refused_with_those_that_there_are() {
+        assert!(command_line(&shape(), "checks=smmus,log", false).is_ok());
+        for added in ["checks=smmu", "quiet checks=smmus,disk", "checks=smmus checks=logs"] {
+            let message = command_line(&shape(), added, false).expect_err(added).to_string();
+            assert!(message.contains("smmus,disks,"), "{message}");
+        }
     }
 }

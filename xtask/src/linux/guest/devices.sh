@@ -17,11 +17,11 @@ hypervisor_memory() {
     echo 0x$(ls /sys/firmware/devicetree/base/reserved-memory | sed -n 's/^hypervisor@//p' | head -n 1)
 }
 
-# Ends a check that needs one.
+# Ends a check that needs one, as failed: the machine has SMMUs, so somebody hides them.
 need_smmus() {
     smmus_visible && return
     echo "no SMMU in the device tree"
-    exit 2
+    exit 1
 }
 
 # All functions with a disk: NVMe, and virtio's block device.
@@ -100,6 +100,20 @@ driver_of() {
 # The IOMMU group of a function.
 group_of() {
     basename "$(readlink $functions/$1/iommu_group)"
+}
+
+# The type of the domain that a function is in: identity, DMA or DMA-FQ.
+domain_of() {
+    cat /sys/kernel/iommu_groups/$(group_of $1)/type
+}
+
+# The type that the kernel's command line asks for; nothing if that leaves it to the kernel.
+domain_wanted() {
+    case $(value_of iommu.passthrough),$(value_of iommu.strict) in
+        1,*) echo identity ;;
+        *,1) echo DMA ;;
+        *,0) echo DMA-FQ ;;
+    esac
 }
 
 # exercise FUNCTION MIB: writes random data past the page cache, reads it back, and compares.

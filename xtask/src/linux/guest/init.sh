@@ -29,9 +29,12 @@ if above_hypervisor; then
 fi
 
 if on_command_line shell; then
-    setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
+    # An interactive shell reads the file that ENV names.
+    ENV=/lib/guest/shell.sh setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
 else
-    for name in smmus disks rebind domains vfio cpus calls log attacks; do
+    checks="smmus disks rebind domains vfio cpus calls log attacks"
+    refuse_unknown $checks
+    for name in $checks; do
         . /lib/guest/checks/$name.sh
     done
     summary

@@ -7,11 +7,24 @@ on_command_line() {
     case " $(cat /proc/cmdline) " in *" $1 "*) true ;; *) false ;; esac
 }
 
+# What the kernel's command line says after `NAME=`, the last time that it does.
+value_of() {
+    sed -n "s/\(^\|.* \)$1=\([^ ]*\).*/\2/p" /proc/cmdline
+}
+
 # Whether `checks=` names this check, or nothing.
 wanted() {
-    local list
-    list=$(sed -n 's/\(^\|.* \)checks=\([^ ]*\).*/\2/p' /proc/cmdline)
-    case ",$list," in ,, | *",$1,"*) true ;; *) false ;; esac
+    case ",$(value_of checks)," in ,, | *",$1,"*) true ;; *) false ;; esac
+}
+
+# refuse_unknown KNOWN...: counts it as a failure that `checks=` has another name than these.
+refuse_unknown() {
+    local name
+    for name in $(value_of checks | tr , ' '); do
+        case " $* " in *" $name "*) continue ;; esac
+        echo "FAIL checks=$name: there is no such check; there are $*"
+        failed=$((failed + 1))
+    done
 }
 
 # Hundredths of a second since boot.
