@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,11 +18,16 @@ use crate::machine::{Shape, qemu};
 use crate::payload::{Payload, Software};
 use crate::setup::Qemu;
 
+/// Where QEMU puts the hypervisor's `Image`, whose header has no offset: above what it keeps for itself at the start of RAM.
+pub const HYPERVISOR_ADDRESS: u64 = map::RAM_START + 0x0020_0000;
+
 /// Where the host's kernel is put: above the hypervisor, below the device tree, and a multiple of 2 MiB.
 const KERNEL_ADDRESS: u64 = map::RAM_START + 0x0400_0000;
 
 /// How long QEMU may take to leave after the guest's outcome.
 const GRACE: Duration = Duration::from_secs(10);
+/// The same where each instruction of EL2 is logged, of which it needs more than a million to leave.
+const GRACE_WITH_LOG: Duration = Duration::from_secs(120);
 
 /// Bytes that are kept for the device tree, which may be at most this long.
 const TREE_ROOM: u64 = 2 << 20;
@@ -218,25 +223,76 @@ pub fn count_instructions() -> Vec<String> {
     vec!["-icount".into(), "shift=0,sleep=off".into()]
 }
 
+/// Arguments with which a reset starts the machine anew; without them it ends the run, as does the end of a guest that went wrong.
+pub fn reset_on_reboot() -> Vec<String> {
+    vec!["-action".into(), "reboot=reset".into()]
+}
+
 /// Runs the guest until it ends, or its time is over.
 ///
 /// # Errors
 ///
 /// QEMU cannot be started, or a file cannot be written. A guest that fails is no error: see [`Record::outcome`].
 pub fn run(run: &Run<'_>, qemu: &Qemu, software: &Software) -> Result<Record> {
+    let path = run.logs.join(format!("{}.qemu.log", run.name));
+    let complaints = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let record = watch(run, qemu, software, complaints.into(), GRACE, |_| ())?;
+    for line in fs::read_to_string(path).unwrap_or_default().lines() {
+        complain(line);
+    }
+    Ok(record)
+}
+
+/// As [`run`], while `read` reads QEMU's log (`-d`) from a pipe: it may be longer than a disk has room for. What QEMU complains of
+/// comes the same way; see [`complain`].
+///
+/// # Errors
+///
+/// As [`run`].
+pub fn run_with_log<T: Send + 'static>(
+    run: &Run<'_>,
+    qemu: &Qemu,
+    software: &Software,
+    read: impl FnOnce(ChildStderr) -> T + Send + 'static,
+) -> Result<(Record, T)> {
+    let mut reader = None;
+    let record = watch(run, qemu, software, Stdio::piped(), GRACE_WITH_LOG, |log| {
+        reader = log.map(|log| thread::spawn(move || read(log)));
+    })?;
+    let read = reader.and_then(|reader| reader.join().ok()).context("QEMU's log could not be read")?;
+    Ok((record, read))
+}
+
+/// Shows a complaint of QEMU's, but for one that is known and of no consequence.
+pub fn complain(line: &str) {
+    if !line.contains("only supported with pcie.0 for DT") {
+        eprintln!("{line}");
+    }
+}
+
+/// Runs the guest with QEMU's standard error as it is said; `started_with` gets it if it is a pipe. QEMU has `grace` to leave after the
+/// guest's outcome.
+fn watch(
+    run: &Run<'_>,
+    qemu: &Qemu,
+    software: &Software,
+    stderr: Stdio,
+    grace: Duration,
+    started_with: impl FnOnce(Option<ChildStderr>),
+) -> Result<Record> {
     let scratch = Scratch::new(run)?;
     let log_path = run.logs.join(format!("{}.log", run.name));
     let mut log = File::create(&log_path).with_context(|| format!("cannot write {}", log_path.display()))?;
-    let complaints = File::create(log_path.with_extension("qemu.log"))?;
     let started = Instant::now();
     let mut child = command(run, qemu, software, &scratch.0)?
         .args(["-serial", "stdio"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(complaints)
+        .stderr(stderr)
         .spawn()
         .context("QEMU cannot be started: type `cargo xtask setup`")?;
     let Some(mut stdout) = child.stdout.take() else { bail!("QEMU has no standard output") };
+    started_with(child.stderr.take());
     *live() = Some(Live { child, scratch: scratch.0.clone() });
 
     let (sender, receiver) = mpsc::channel();
@@ -262,7 +318,7 @@ pub fn run(run: &Run<'_>, qemu: &Qemu, software: &Software) -> Result<Record> {
                 let had_outcome = console.outcome().is_some();
                 console.feed(&bytes);
                 if console.outcome().is_some() && !had_outcome {
-                    deadline = deadline.min(Instant::now() + GRACE);
+                    deadline = deadline.min(Instant::now() + grace);
                 }
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -280,10 +336,6 @@ pub fn run(run: &Run<'_>, qemu: &Qemu, software: &Software) -> Result<Record> {
     }
     let _ = reader.join();
     console.finish();
-    let complaint = fs::read_to_string(log_path.with_extension("qemu.log")).unwrap_or_default();
-    for line in complaint.lines().filter(|line| !line.contains("only supported with pcie.0 for DT")) {
-        eprintln!("{line}");
-    }
     let outcome = match console.outcome() {
         // A machine that says its outcome and then does not go off has not done what PSCI SYSTEM_OFF asks.
         Some(_) | None if hung => Outcome::Hung,

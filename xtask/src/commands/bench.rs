@@ -1,14 +1,19 @@
-//! `cargo xtask bench`: instructions, counted exactly, against the limits.
+//! `cargo xtask bench`: instructions, counted exactly, against the limits; and Linux as the host beside Linux alone.
+
+mod el2_log;
+mod linux;
+mod table;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::run::prepare;
+use super::run::{Host, prepare};
 use crate::emulator::{self, Entry, Outcome, Run};
 use crate::machine::Shape;
 use crate::machine::memory_size::MemorySize;
+use crate::setup::linux::{DEFAULT, Wanted};
 use crate::workspace::Workspace;
 
 /// SMMUs of the measured machine.
@@ -17,12 +22,27 @@ const SMMUS: u8 = 3;
 /// Options of `bench`.
 #[derive(Args, Debug)]
 pub struct Arguments {
+    /// The program at EL1: the shim measures operations of EL2, Linux itself with the hypervisor and without
+    #[arg(long, value_enum, default_value_t = Host::Shim)]
+    host: Host,
+    /// With --host linux: the newest of Debian's kernels whose version begins with this
+    #[arg(long, value_name = "VERSION", default_value = DEFAULT)]
+    linux_version: Wanted,
+    /// With --host linux: how often each system is timed in each mode
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=100))]
+    runs: u8,
     /// Seconds after which a guest without an outcome is ended
-    #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
     /// Also times the algorithms on this machine (criterion); wall time is noise, so nothing is compared with a limit
     #[arg(long)]
     host_benches: bool,
+}
+
+impl Arguments {
+    const fn timeout(&self) -> Duration {
+        Duration::from_secs(self.timeout)
+    }
 }
 
 /// Where a value comes from.
@@ -208,9 +228,16 @@ const ROWS: &[Row] = &[
 ///
 /// As `run`.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    match arguments.host {
+        Host::Shim => shim(arguments),
+        Host::Linux => linux::run(arguments),
+    }
+}
+
+fn shim(arguments: &Arguments) -> Result<bool> {
     let workspace = Workspace::current();
     let (qemu, images) = prepare(&workspace)?;
-    let timeout = Duration::from_secs(arguments.timeout);
+    let timeout = arguments.timeout();
     let run = Run {
         name: "bench",
         shape: Shape::new(SMMUS, 1, MemorySize::DEFAULT)?,

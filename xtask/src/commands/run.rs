@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use crate::emulator::{self, Entry, Run};
 use crate::image::{self, Images};
-use crate::linux;
+use crate::linux::{self, Again};
 use crate::machine::Shape;
 use crate::machine::memory_size::MemorySize;
 use crate::payload::Software;
@@ -46,6 +46,9 @@ pub struct Machine {
     /// With --host linux: without the hypervisor, for comparison
     #[arg(long, conflicts_with = "elf")]
     pub native: bool,
+    /// With --host linux: it ends in this way when it has used its disks, and the checks are those of the Linux after it
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub again: Option<Again>,
     /// Start the hypervisor as an ELF: no device tree in x0, but at the start of RAM
     #[arg(long)]
     pub elf: bool,
@@ -94,22 +97,29 @@ impl Machine {
         timeout: Duration,
         shell: bool,
     ) -> Result<Run<'a>> {
-        if self.host == Host::Shim && (self.native || shell) {
-            let option = if self.native { "--native" } else { "--shell" };
+        let of_linux =
+            [(self.native, "--native"), (shell, "--shell"), (self.again.is_some(), "--again reboot")];
+        if self.host == Host::Shim
+            && let Some((_, option)) = of_linux.iter().find(|(given, _)| *given)
+        {
             bail!("{option} needs Linux: type `cargo xtask run --host linux {option}`");
         }
         let shape = self.shape()?;
         let bootargs = match self.host {
             Host::Shim if self.icount => format!("{} icount", self.bootargs),
             Host::Shim => self.bootargs.clone(),
-            Host::Linux => linux::command_line(&shape, &self.bootargs, shell)?,
+            Host::Linux => linux::command_line(&shape, &self.bootargs, shell, self.again)?,
         };
+        let mut extra = if self.icount { emulator::count_instructions() } else { Vec::new() };
+        if self.again == Some(Again::Reboot) {
+            extra.extend(emulator::reset_on_reboot());
+        }
         Ok(Run {
             name,
             shape,
             entry: if self.elf { Entry::Elf } else { Entry::Image },
             bootargs,
-            extra: if self.icount { emulator::count_instructions() } else { Vec::new() },
+            extra,
             timeout,
             show: true,
             logs: workspace.logs()?,
@@ -130,7 +140,9 @@ impl Machine {
         let tools = setup::run(false)?;
         let kernel = setup::linux::find_or_fetch(&self.linux_version, false)?;
         let cross = setup::cross::find_or_fetch(false)?;
-        let host = linux::payload(&kernel, &cross, tools.standard_library, workspace)?;
+        let kexec = self.again.is_some_and(Again::is_kexec).then(setup::kexec::find_or_fetch).transpose()?;
+        let ours = linux::build(&kernel, &cross, tools.standard_library, workspace)?;
+        let host = linux::payload(&kernel, &ours, kexec.as_ref(), workspace)?;
         if self.native {
             let software = Software { hypervisor: None, host };
             return Ok(Prepared { qemu: tools.qemu, software, symbols: Vec::new() });

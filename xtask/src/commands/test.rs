@@ -158,6 +158,7 @@ fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         host: Host::Linux,
         linux_version: DEFAULT.parse()?,
         native: false,
+        again: None,
         elf: false,
         icount: false,
         bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,log,attacks".into(),

@@ -4,9 +4,10 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::modules;
 use super::newc::Archive;
 use super::programs::Program;
+use super::{dynamic, modules};
+use crate::setup::kexec::Kexec;
 use crate::setup::linux::Linux;
 
 /// What the checks need and Debian's kernel does not have built in.
@@ -16,10 +17,12 @@ const MODULES: [&str; 3] = ["virtio_blk", "vfio_iommu_type1", "vfio-pci"];
 const INIT: &str = include_str!("guest/init.sh");
 
 /// What it reads, in `/lib/guest`; a check's file is named after the check.
-const SCRIPTS: [(&str, &str); 12] = [
+const SCRIPTS: [(&str, &str); 14] = [
     ("report.sh", include_str!("guest/report.sh")),
     ("devices.sh", include_str!("guest/devices.sh")),
     ("shell.sh", include_str!("guest/shell.sh")),
+    ("again.sh", include_str!("guest/again.sh")),
+    ("bench.sh", include_str!("guest/bench.sh")),
     ("checks/smmus.sh", include_str!("guest/checks/smmus.sh")),
     ("checks/disks.sh", include_str!("guest/checks/disks.sh")),
     ("checks/rebind.sh", include_str!("guest/checks/rebind.sh")),
@@ -44,17 +47,17 @@ pub fn checks() -> impl Iterator<Item = &'static str> {
     SCRIPTS.iter().filter_map(|(name, _)| name.strip_prefix("checks/")?.strip_suffix(".sh"))
 }
 
-/// Makes the archive for a kernel.
+/// Makes the archive for a kernel; with `kexec` the kernel itself is in it too.
 ///
 /// # Errors
 ///
 /// A file of the kernel's packages is missing or malformed.
-pub fn build(linux: &Linux, ours: &Ours) -> Result<Vec<u8>> {
+pub fn build(linux: &Linux, ours: &Ours, kexec: Option<&Kexec>) -> Result<Vec<u8>> {
     let busybox = linux.busybox();
     let busybox = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let mut archive = Archive::default();
     for directory in
-        ["bin", "dev", "lib", "lib/guest", "lib/guest/checks", "lib/modules", "proc", "sys", "tmp"]
+        ["bin", "boot", "dev", "lib", "lib/guest", "lib/guest/checks", "lib/modules", "proc", "sys", "tmp"]
     {
         archive.directory(directory);
     }
@@ -73,6 +76,12 @@ pub fn build(linux: &Linux, ours: &Ours) -> Result<Vec<u8>> {
     for (index, module) in modules::in_load_order(&linux.modules(), &MODULES)?.iter().enumerate() {
         // By the names' order they are loaded.
         archive.file(&format!("lib/modules/{index:02}-{}.ko", module.name), &module.content);
+    }
+    if let Some(kexec) = kexec {
+        dynamic::add(&mut archive, "bin/kexec", &kexec.program(), &kexec.libraries())?;
+        let image = linux.image();
+        let image = fs::read(&image).with_context(|| format!("cannot read {}", image.display()))?;
+        archive.file("boot/Image", &image);
     }
     Ok(archive.finish())
 }

@@ -46,7 +46,7 @@ pub fn find_or_fetch(report: bool) -> Result<Cross> {
         return Ok(cross);
     }
     println!("compiler for Linux modules: fetching Debian's into {}", cross.prefix.display());
-    let origin = debian::unpack(&PACKAGES, &cross.prefix)
+    let origin = debian::unpack(cross.platform.architectures, &PACKAGES, &cross.prefix)
         .context("the compiler for Linux modules could not be had from Debian")?;
     println!(
         "compiler for Linux modules: {}, from {origin}, in {}",

@@ -5,6 +5,7 @@
 
 pub mod cross;
 mod debian;
+pub mod kexec;
 pub mod linux;
 pub mod qemu;
 mod rust_target;

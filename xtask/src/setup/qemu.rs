@@ -131,7 +131,7 @@ fn private(report: bool, found: &str) -> Result<Qemu> {
         return Ok(qemu);
     }
     println!("{found}: fetching Debian's QEMU into {}", prefix.display());
-    let origin = debian::unpack(&["qemu-system-arm"], &prefix)?;
+    let origin = debian::unpack(platform.architectures, &["qemu-system-arm"], &prefix)?;
     let qemu = start()?;
     if qemu.version < NEEDED {
         bail!("{origin} gave QEMU {}, which is too old", qemu.version);

@@ -92,7 +92,7 @@ fn source_from_debian(link: &Path) -> Result<String> {
     let source = prefix.join(format!("usr/src/rustc-{version}"));
     let mut origin = prefix.display().to_string();
     if !source.join("library/core").exists() {
-        origin = debian::unpack(&["rust-src"], &prefix)?;
+        origin = debian::unpack(debian::Platform::of_this_machine()?.architectures, &["rust-src"], &prefix)?;
     }
     if !source.join("library/core").exists() {
         bail!("Debian's rust-src is not of version {version}, which is the compiler's");

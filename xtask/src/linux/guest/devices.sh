@@ -76,6 +76,17 @@ block_of() {
     done
 }
 
+# The block device of the first NVMe.
+first_nvme() {
+    local function
+    for function in $(disks); do
+        [ "$(driver_of $function)" = nvme ] || continue
+        wait_for_block $function
+        return
+    done
+    return 1
+}
+
 # Waits up to 20 seconds for a function's block device, and says its name.
 wait_for_block() {
     local tries=0 block

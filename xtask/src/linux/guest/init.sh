@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of Linux. It does what the kernel's command line says: `shell` for a shell on the console, else the
-# checks, all or those of `checks=NAME,NAME`; and then it turns the machine off.
+# The first process of Linux. It does what the kernel's command line says: `shell` for a shell on the console, `bench=NAME` for
+# a measurement, else the checks, all or those of `checks=NAME,NAME`, with `again=HOW` once more after it was started anew; and then it turns the machine off.
 
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -31,9 +31,12 @@ fi
 if on_command_line shell; then
     # An interactive shell reads the file that ENV names.
     ENV=/lib/guest/shell.sh setsid -c sh -l </dev/ttyAMA0 >/dev/ttyAMA0 2>&1
+elif [ -n "$(value_of bench)" ]; then
+    . /lib/guest/bench.sh
 else
     checks="smmus disks rebind domains vfio cpus calls log attacks"
     refuse_unknown $checks
+    [ -z "$(value_of again)" ] || . /lib/guest/again.sh
     for name in $checks; do
         . /lib/guest/checks/$name.sh
     done

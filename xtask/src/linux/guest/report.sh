@@ -32,11 +32,15 @@ now() {
     cut -d' ' -f1 /proc/uptime | tr -d .
 }
 
-# check NAME EXPECTED: runs check_NAME. It prints what it saw, and answers 0 when that is what was expected, 2 when the
-# check does not apply to this machine, and anything else when it failed.
+# check NAME EXPECTED: as `report`, if `checks=` wants it.
 check() {
+    if wanted "$1"; then report "$@"; fi
+}
+
+# report NAME EXPECTED: runs check_NAME. It prints what it saw, and answers 0 when that is what was expected, 2 when the
+# check does not apply to this machine, and anything else when it failed.
+report() {
     local name=$1 expected=$2 before seen status word took
-    wanted "$name" || return 0
     before=$(now)
     seen=$("check_$name" 2>&1)
     status=$?

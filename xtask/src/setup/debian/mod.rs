@@ -56,14 +56,14 @@ impl Platform {
     }
 }
 
-/// Unpacks packages for this machine and all that they depend on into `prefix`, replacing what is there. Says which
+/// Unpacks packages of some architectures and all that they depend on into `prefix`, replacing what is there. Says which
 /// archive it was.
 ///
 /// # Errors
 ///
 /// No apt, no key ring, no network, no such package; `prefix` is then as it was.
-pub fn unpack(packages: &[&str], prefix: &Path) -> Result<String> {
-    let ((), origin) = with_apt(Platform::of_this_machine()?.architectures, prefix, |apt| {
+pub fn unpack(architectures: &'static [&'static str], packages: &[&str], prefix: &Path) -> Result<String> {
+    let ((), origin) = with_apt(architectures, prefix, |apt| {
         apt.fetch_with_dependencies(packages)?;
         apt.unpack(prefix)
     })?;

@@ -1,0 +1,76 @@
+# What `bench=` on the kernel's command line asks for: the time of transfers, or transfers in phases that the log of the
+# emulator is cut by, or nothing but a boot. All on the first NVMe, one transfer at a time and past the page cache.
+
+# transfer read|write KIB COUNT
+transfer() {
+    case $1 in
+        read) dd if=/dev/$disk of=/dev/null bs=${2}k count=$3 iflag=direct ;;
+        write) dd if=/dev/zero of=/dev/$disk bs=${2}k count=$3 oflag=direct conv=notrunc ;;
+    esac 2>/tmp/said && return
+    cat /tmp/said
+    return 1
+}
+
+# Writes a line to the kernel's log, which has microseconds where all else has hundredths of a second.
+stamp() {
+    echo "stamp $1" >/dev/kmsg
+}
+
+# Microseconds from boot to the last such line.
+stamped() {
+    dmesg | sed -n "s/^\[ *\([0-9]*\)\.\([0-9]*\)\] stamp $1\$/\1\2/p" | tail -n 1 | sed 's/^0*//'
+}
+
+# The disk's image has all its bytes and the driver its memory when this is done.
+warm_up() {
+    transfer write 64 1000 && transfer read 4 100
+}
+
+# Several rounds of each kind, so that a machine which does other things too has a quiet moment for one of them.
+bench_time() {
+    local round kib count kind
+    warm_up || return 1
+    for round in 1 2 3; do
+        for kib in 4 64; do
+            count=$((kib == 4 ? 1000 : 300))
+            for kind in read write; do
+                stamp begin
+                transfer $kind $kib $count || return 1
+                stamp end
+                echo "measure: $kind-${kib}k-ns $((($(stamped end) - $(stamped begin)) * 1000 / count))"
+            done
+        done
+    done
+}
+
+# A phase lasts from its line to the next one. The pause is for the UART, so that no end of a line falls into a phase.
+bench_phases() {
+    local kind count
+    warm_up || return 1
+    for kind in read write; do
+        for count in 500 1000; do
+            echo "phase: $kind-4k $count"
+            sleep 0.1
+            transfer $kind 4 $count || return 1
+            sleep 0.1
+            echo "phase: end 0"
+            sleep 0.1
+        done
+    done
+}
+
+bench_boot() {
+    true
+}
+
+bench() {
+    local disk
+    case $1 in
+        time | phases | boot) ;;
+        *) echo "bench=$1: there is no such measurement; there are time phases boot"; return 1 ;;
+    esac
+    disk=$(first_nvme) || { echo "no NVMe"; return 1; }
+    bench_$1
+}
+
+if bench $(value_of bench); then echo "outcome: pass"; else echo "outcome: fail"; fi
