@@ -61,7 +61,15 @@ check_again() {
     else
         on_command_line started-by-kexec || { echo "the firmware has started it"; return 1; }
     fi
-    echo "the mark of the first one, which ended by $how"
+    local count
+    count=$(dmesg | grep -c "$left_on")
+    # Only a crash leaves them on.
+    if [ $how = crash ]; then
+        [ $count -eq $(value_of smmus) ] || { echo "$count SMMUs were on, not $(value_of smmus)"; return 1; }
+    else
+        [ $count -eq 0 ] || { echo "$count SMMUs were on"; return 1; }
+    fi
+    echo "$count SMMUs still on, and the mark of the first one, which ended by $how"
 }
 
 how=$(value_of again)

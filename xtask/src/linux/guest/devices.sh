@@ -2,6 +2,9 @@
 
 functions=/sys/bus/pci/devices
 
+# What arm-smmu-v3 says of an SMMU that it finds enabled.
+left_on='SMMU currently enabled! Resetting'
+
 # Whether the device tree has an SMMU.
 smmus_visible() {
     ls -d /sys/firmware/devicetree/base/smmuv3@* >/dev/null 2>&1

@@ -1,8 +1,13 @@
 # What the kernel said in all this time.
 
+# After a crash SMMUs were on, which `again` demands; that is no complaint then.
+without_left_on() {
+    if [ "$(value_of again)" = crash ]; then grep -v "$left_on"; else cat; fi
+}
+
 # Lines that are complaints. `dmesg -r` begins them with <LEVEL>: 0 to 4 are a warning or worse.
 complaints() {
-    dmesg -r | grep -iE \
+    dmesg -r | without_left_on | grep -iE \
         -e '^<[0-4]>.*arm-smmu-v3' \
         -e 'arm-smmu-v3.*(error|timeout|timed out|failed|unexpected|event 0x|gerror|unhandled)' \
         -e 'cut here|BUG:|Oops|Call trace|soft lockup|stall(s|ed) on|blocked for more than' \
