@@ -1,5 +1,6 @@
 //! A started hypervisor on a model machine, with its devices: what every scenario begins with.
 
+use crate::driven::Driven;
 use crate::model::smmu::config::SmmuConfig;
 use crate::model::smmu::ste::Eats;
 use crate::model::stage2::Stage2Config;
@@ -12,6 +13,7 @@ use hyp::hypervisor::{Boot, BootError, Hypervisor};
 use hyp::list::List;
 use smmuv3::address::{PhysAddr, PhysRange};
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes of RAM.
@@ -83,6 +85,13 @@ pub struct Bench {
     pub(crate) record: Mutex<Record>,
     pub(crate) pending: Mutex<Vec<(usize, host_shim::host::Transfer)>>,
     pub(crate) buffers: Mutex<HashMap<usize, u64>>,
+    driven: Mutex<Vec<Driven>>,
+}
+
+impl fmt::Debug for Bench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bench").field("devices", &self.devices).finish_non_exhaustive()
+    }
 }
 
 fn range(start: u64, size: u64) -> PhysRange {
@@ -109,6 +118,12 @@ fn devices_of(n: usize, config: &SmmuConfig) -> [Behind; 2] {
         let stream = if config.sid_size() >= 16 { u32::from(rid) } else { u32::from(port) };
         Behind { stream, rid, bar }
     })
+}
+
+/// INTIDs as on QEMU's machine: four SPIs for each SMMU.
+pub fn interrupts_of(smmu: usize) -> SmmuInterrupts {
+    let first = 32 + 0x70 + 4 * smmu as u32;
+    SmmuInterrupts { events: Some(first), sync: Some(first + 2), errors: Some(first + 3) }
 }
 
 fn add_functions(machine: &mut Machine, n: usize, devices: &[Behind; 2], several: bool) {
@@ -168,7 +183,7 @@ fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
             registers: range(crate::model::SMMU_BASE + SMMU_BYTES * n as u64, SMMU_BYTES),
             phandle: phandle(n),
             part: None,
-            interrupts: SmmuInterrupts::default(),
+            interrupts: interrupts_of(n),
         })),
         fw_cfg: list([range(FW_CFG.start, FW_CFG.size())]),
         virtio_mmio: List::new(),
@@ -233,6 +248,7 @@ impl Bench {
             record: Mutex::default(),
             pending: Mutex::default(),
             buffers: Mutex::default(),
+            driven: Mutex::new(vec![Driven::default(); shape.smmus.len()]),
         })
     }
 
@@ -243,39 +259,76 @@ impl Bench {
 
     /// A hypercall: `X0` to `X4`. What came of it is recorded.
     pub fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
-        let needless =
-            |machine: &Machine| machine.smmus.iter().map(|smmu| smmu.needless.len()).collect::<Vec<_>>();
-        let before = needless(&self.machine());
+        let before = self.needless();
         let answer = self.hypervisor.hypercall(id, arguments).x;
         let Some(function) = Function::from_id(id) else { return answer };
-        let [smmu, stream, ..] = arguments;
-        let mut machine = self.machine();
         match function {
-            // What the owner of a vSMMU sends for nothing is its own business.
-            Function::VsmmuInvalidate => {
-                machine
-                    .smmus
-                    .iter_mut()
-                    .zip(before)
-                    .for_each(|(smmu, length)| smmu.needless.truncate(length));
-            }
-            // 3.9.1: the model knows of no ATC that is filled before ATS is first on, but an owner before this one may have.
-            Function::StreamAttach => {
-                let decoded = machine.decoded_in_memory(smmu as usize, stream as u32);
-                if decoded.is_some_and(|decoded| decoded.eats != Eats::Off)
-                    && let Some(smmu) = machine.smmus.get_mut(smmu as usize)
-                {
-                    let off = format!("ATS of stream {stream:#x} was off");
-                    smmu.needless.retain(|text| !text.ends_with(&off));
-                }
-            }
+            Function::VsmmuInvalidate => self.forgive_needless(&before),
+            Function::StreamAttach => self.forgive_first_ats(arguments[0] as usize, arguments[1] as u32),
             _ => {}
         }
-        drop(machine);
         let ask =
             |function: Function, arguments: [u64; 4]| self.hypervisor.hypercall(function.id(), arguments).x;
+        let may_return = matches!(
+            function,
+            Function::StreamDetach | Function::VsmmuRemoveStream | Function::GuestTeardown
+        );
+        let taken = if may_return { self.taken() } else { Vec::new() };
         self.record_mut().update(function, arguments, answer, ask);
+        for (smmu, stream) in taken.into_iter().filter(|(smmu, stream)| !self.is_taken(*smmu, *stream)) {
+            self.after_return(smmu, stream);
+            self.forgive_first_ats(smmu, stream);
+        }
         answer
+    }
+
+    /// Streams that calls attached, or that are in a vSMMU.
+    fn taken(&self) -> Vec<(usize, u32)> {
+        let record = self.record();
+        let in_vsmmus = record.vsmmus.iter().flat_map(|(_, vsmmu)| {
+            vsmmu.streams.values().map(|stream| (vsmmu.smmu, *stream)).collect::<Vec<_>>()
+        });
+        let mut taken: Vec<_> = record.streams.keys().copied().chain(in_vsmmus).collect();
+        taken.sort_unstable();
+        taken.dedup();
+        taken
+    }
+
+    /// How many invalidations each SMMU got that no cache could need.
+    pub(crate) fn needless(&self) -> Vec<usize> {
+        self.machine().smmus.iter().map(|smmu| smmu.needless.len()).collect()
+    }
+
+    /// What the owner of a vSMMU, or the host's driver, sends for nothing is its own business.
+    pub(crate) fn forgive_needless(&self, before: &[usize]) {
+        for (smmu, length) in self.machine().smmus.iter_mut().zip(before) {
+            smmu.needless.truncate(*length);
+        }
+    }
+
+    /// 3.9.1: the model knows of no ATC that is filled before ATS is first on, but an owner before this one may have.
+    fn forgive_first_ats(&self, smmu: usize, stream: u32) {
+        let mut machine = self.machine();
+        let decoded = machine.decoded_in_memory(smmu, stream);
+        if decoded.is_some_and(|decoded| decoded.eats != Eats::Off)
+            && let Some(smmu) = machine.smmus.get_mut(smmu)
+        {
+            let off = format!("ATS of stream {stream:#x} was off");
+            smmu.needless.retain(|text| !text.ends_with(&off));
+        }
+    }
+
+    /// What the streams of an emulated SMMU should do by what its driver has done.
+    pub fn driven(&self, smmu: usize) -> Driven {
+        let driven = self.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        driven.get(smmu).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn set_driven(&self, smmu: usize, now: Driven) {
+        let mut driven = self.driven.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = driven.get_mut(smmu) {
+            *place = now;
+        }
     }
 
     /// A hypercall that answers a status; with an error comes what it has in `X1`.

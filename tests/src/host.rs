@@ -11,6 +11,7 @@
 
 use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
 use crate::model::device::Dma as Reached;
+use crate::model::memory::Span;
 use crate::model::{ECAM, FW_CFG, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART};
 use host_shim::call::{Caller, Calls};
 use host_shim::host::{Abort, DMA_VALUE, Device, Dma, Forbidden, Host, Transfer};
@@ -22,8 +23,25 @@ use std::fmt;
 const RETRIES: usize = 1000;
 
 impl Bench {
-    /// An access of the host's CPU: where it goes, or what EL2 answered for it.
-    fn access(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
+    /// An access of the host's CPU: where it goes, or what EL2 answered for it. What a store to an emulated SMMU does is taken in.
+    pub fn access(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
+        let smmus = Span::new(SMMU_BASE, SMMU_BYTES * self.devices.len() as u64);
+        let Some(value) = write.filter(|_| smmus.contains(address)) else {
+            return self.access_again(address, bytes, write);
+        };
+        let smmu = ((address - SMMU_BASE) / SMMU_BYTES) as usize;
+        let before = self.needless();
+        let waiting = self.before_store(smmu, (address - SMMU_BASE) % SMMU_BYTES, value);
+        let answer = self.access_again(address, bytes, write);
+        if answer.is_ok() {
+            self.after_store(smmu, &waiting);
+        }
+        self.forgive_needless(&before);
+        answer
+    }
+
+    /// An access of the host's CPU, made again as often as EL2 wants.
+    fn access_again(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
         for _ in 0..RETRIES {
             let fault = match self.machine().cpu_translate(address, write.is_some()) {
                 Ok(target) => return Ok(Ok(target)),

@@ -9,6 +9,8 @@
 
 pub mod bench;
 pub mod calls;
+pub mod driven;
+pub mod driver;
 pub mod host;
 pub mod model;
 pub mod nest;

@@ -182,7 +182,12 @@ impl Record {
     fn ask_for_stream(&mut self, smmu: usize, stream: u32, ask: impl Fn(Function, [u64; 4]) -> [u64; 5]) {
         let key = (smmu, stream);
         let old = self.streams.get(&key).copied();
+        // Kind 2 is the domain of an emulated SMMU: the stream is its driver's now.
+        let is_driver = |domain: u64| ask(Function::DomainDescribe, [domain, 0, 0, 0])[..2] == [0, 2];
         match ask(Function::StreamQuery, [smmu as u64, u64::from(stream), 0, 0]) {
+            [0, 1, domain, ..] if is_driver(domain) => {
+                self.streams.remove(&key);
+            }
             [0, 1, domain, ..] if old.is_none_or(|old| old.domain != domain) => {
                 self.streams.insert(key, Attached { domain, ats: false });
             }

@@ -64,14 +64,21 @@ impl<P: Platform> Hypervisor<P> {
         if let Some(place) = streams.position(|known| known.guest == guest)
             && let Some(known) = streams.get(place).copied()
         {
-            let _ = self.detach(&mut streams, known.smmu, known.stream, Some(place))?;
+            let has_driver = self.detach(&mut streams, known.smmu, known.stream, Some(place))?;
+            // The lock of an emulated SMMU comes before this one.
+            drop(streams);
+            if has_driver {
+                self.return_stream(known.smmu, known.stream);
+            }
             return MORE;
         }
         let p = &self.platform;
         match self.iommu.next_of(p, Principal::Guest(guest)) {
             Some(Owned::Nested(domain)) => self.iommu.destroy_domain(domain)?,
             Some(Owned::VirtualStream(vsmmu, id)) => {
-                self.iommu.remove_virtual_stream(p, vsmmu, id, &mut self.pages())?;
+                let (smmu, stream) = self.iommu.remove_virtual_stream(p, vsmmu, id, &mut self.pages())?;
+                drop(streams);
+                self.return_stream(smmu, stream);
             }
             Some(Owned::Vsmmu(vsmmu)) => self.iommu.destroy_vsmmu(p, vsmmu)?,
             Some(Owned::Stage2(handle, index)) if self.memory.lock().maps_nothing(index) => {

@@ -46,7 +46,8 @@ impl<P: Platform> Hypervisor<P> {
         let vsmmu = self.claimed_vsmmu(vsmmu)?;
         let virtual_stream = u32::try_from(virtual_stream).map_err(|_| Status::UnknownStream)?;
         let p = &self.platform;
-        self.iommu.remove_virtual_stream(p, vsmmu, virtual_stream, &mut self.pages())?;
+        let (smmu, stream) = self.iommu.remove_virtual_stream(p, vsmmu, virtual_stream, &mut self.pages())?;
+        self.return_stream(smmu, stream);
         Ok([0; 4])
     }
 

@@ -172,7 +172,7 @@ impl Iommu {
         Ok(())
     }
 
-    /// Takes a StreamID out of a vSMMU.
+    /// Takes a StreamID out of a vSMMU. Answers the SMMU, and the stream that it was: the host's driver may have it now.
     ///
     /// # Errors
     /// [`Refused::UnknownVsmmu`], [`Refused::UnknownStream`]; [`Refused::Busy`] while the stream is attached to a nested domain. Nothing
@@ -183,7 +183,7 @@ impl Iommu {
         vsmmu: VsmmuHandle,
         virtual_stream: u32,
         pages: &mut impl Pages,
-    ) -> Result<(), Refused> {
+    ) -> Result<(usize, u32), Refused> {
         let mut registry = self.lock();
         let place = registry.find_vsmmu(vsmmu)?;
         let found = registry.vsmmu(place)?;
@@ -199,7 +199,7 @@ impl Iommu {
         if let Some(streams) = registry.streams.get_mut(usize::from(smmu)) {
             streams.remove(p, stream, pages);
         }
-        Ok(())
+        Ok((usize::from(smmu), stream as u32))
     }
 
     /// Which stream a StreamID of a vSMMU is.

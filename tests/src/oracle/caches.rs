@@ -4,6 +4,7 @@
 //! leads to its output still. The same holds for CDs and pointers to stage-1 tables. All else is exactly what a walk would find.
 
 use super::leaves::{check_io, check_pages};
+use super::standing::By;
 use super::tags::{Holder, Tags};
 use super::{Configs, View};
 use crate::model::inspect::Cached;
@@ -40,6 +41,7 @@ fn check_tagged(
         // Its table is empty, and so there are no entries of it.
         Some(Holder::Parked) => return Err("the VMID is that of unattached streams".into()),
         Some(Holder::Vsmmu { used: false, .. }) => return Err("no stream of the vSMMU is attached".into()),
+        Some(Holder::Driver) => 0,
         Some(Holder::Domain(domain) | Holder::Vsmmu { parent: domain, .. }) => domain,
     };
     match entry {
@@ -74,8 +76,10 @@ fn check_walk(view: &View, step: &WalkStep, domain: u64, configs: &Configs) -> R
 fn check_of_stream(view: &View, smmu: usize, entry: &Cached) -> Result<(), String> {
     let stream = entry.stream().ok_or("it is of no stream")?;
     let decoded = view.bench.machine().decoded_in_memory(smmu, stream);
-    let attached = view.record.streams.get(&(smmu, stream)).copied();
-    let below = attached.and_then(|attached| view.record.below(attached.domain));
+    let below = view.standing(smmu, stream).map(|standing| {
+        let is_nested = !matches!(standing.by, By::Call { vsmmu: None, .. });
+        (standing.stage2, is_nested)
+    });
     let meaning = decoded.map(|decoded| decoded.meaning);
     match (entry, below) {
         (Cached::Atc(entry), _) => {
@@ -92,7 +96,7 @@ fn check_of_stream(view: &View, smmu: usize, entry: &Cached) -> Result<(), Strin
                 (entry.output..entry.output + size).step_by(4096).find(|page| !view.leads_to(domain, *page));
             lost.map_or(Ok(()), |page| Err(format!("{page:#x} is not the domain's")))
         }
-        (_, Some((domain, Some(_)))) if matches!(meaning, Some(Meaning::Nested { .. })) => match entry {
+        (_, Some((domain, true))) if matches!(meaning, Some(Meaning::Nested { .. })) => match entry {
             Cached::Cd(_, cd) => check_pages(view, domain, cd.ipa, cd.address, 64),
             Cached::CdTable(_, table) if view.leads_to(domain, table.address & !0xfff) => Ok(()),
             _ => Err("it is from memory that is not the domain's".into()),

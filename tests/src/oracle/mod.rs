@@ -6,6 +6,7 @@
 mod caches;
 mod leaves;
 mod owners;
+mod standing;
 mod streams;
 mod tags;
 

@@ -1,10 +1,10 @@
 //! STEs: what memory and the configuration cache say of every stream against what it is attached to.
 
+use super::standing::{By, Standing};
 use super::tags::{Holder, Tags};
 use super::{Configs, View};
 use crate::model::smmu::ste::{Decoded, Eats, Meaning};
 use crate::model::smmu::stream::Fetched;
-use crate::record::{Attached, Domain};
 use abi::{Function, Status};
 
 /// Whether the owner of a nested domain asks for nothing to pass (5.2: V = 0, or Config = 0b0xx).
@@ -39,7 +39,7 @@ fn check_stream(
     configs: &mut Configs,
 ) -> Result<(), String> {
     let said = view.bench.call(Function::StreamQuery, [smmu as u64, u64::from(stream), 0, 0]);
-    let attached = view.record.streams.get(&(smmu, stream));
+    let standing = view.standing(smmu, stream);
     let (memory, cached) = entries(view, smmu, stream);
     if let Some(cached) = cached
         && cached != memory
@@ -47,30 +47,40 @@ fn check_stream(
         return Err(format!("the STE is {memory:x?}, and {cached:x?} is cached"));
     }
     let decoded = view.bench.machine().decoded_in_memory(smmu, stream);
-    match (attached, said) {
+    match (standing, said) {
         (None, Ok([0, 0, 0, 0])) => check_parked(view, tags, decoded),
         // 5.1: the table does not cover it.
         (None, Err(Status::UnknownStream)) if decoded.is_none() => Ok(()),
-        (Some(attached), Ok([1, domain, vmid, 0])) if attached.domain == domain => {
+        (Some(standing), Ok([1, domain, vmid, 0])) if names(view, smmu, &standing, domain) => {
             let raw = memory.ste().ok_or("attached, and there is no STE")?;
             let decoded = decoded.ok_or("the STE of an attached stream is not valid")?;
-            check_attached(view, smmu, stream, tags, *attached, (raw, decoded), configs)?;
-            let tag = tags.of(|holder| match holder {
-                Holder::Domain(of) => of == domain,
-                Holder::Vsmmu { vsmmu, .. } => {
-                    view.record.below(domain).is_some_and(|(_, on)| on == Some(vsmmu))
-                }
-                Holder::Parked => false,
-            });
+            check_attached(view, smmu, stream, tags, &standing, (raw, decoded), configs)?;
+            let tag = tags.of(|holder| standing.has(holder));
             if tag.map(u64::from) == Some(vmid) {
                 Ok(())
             } else {
                 Err(format!("VMID {vmid}, and not {tag:?}"))
             }
         }
-        (attached, said) => Err(format!("should be {attached:x?}; STREAM_QUERY says {said:x?}")),
+        (standing, said) => Err(format!("should be {standing:x?}; STREAM_QUERY says {said:x?}")),
     }
 }
+
+/// Whether the domain that STREAM_QUERY names is the one that a stream stands in: of the host's driver DOMAIN_DESCRIBE knows the SMMU, and how many streams
+/// it has.
+fn names(view: &View, smmu: usize, standing: &Standing, domain: u64) -> bool {
+    match standing.by {
+        By::Call { domain: of, .. } => of == domain,
+        By::Driver => {
+            let streams = view.bench.driven(smmu).streams.len() as u64;
+            let said = view.bench.call(Function::DomainDescribe, [domain, 0, 0, 0]);
+            said == Ok([EMULATED, smmu as u64, streams, 0])
+        }
+    }
+}
+
+/// Kind of the domain of an emulated SMMU in DOMAIN_DESCRIBE.
+const EMULATED: u64 = 2;
 
 /// The STE in memory, and the one that is cached.
 fn entries(view: &View, smmu: usize, stream: u32) -> (Fetched, Option<Fetched>) {
@@ -104,16 +114,11 @@ fn check_attached(
     smmu: usize,
     stream: u32,
     tags: &Tags,
-    attached: Attached,
+    standing: &Standing,
     (raw, decoded): ([u64; 8], Decoded),
     configs: &mut Configs,
 ) -> Result<(), String> {
-    let record = &view.record;
-    let (stage2, vsmmu) = record.below(attached.domain).ok_or("attached to what is not there")?;
-    let nested = match record.domain(attached.domain) {
-        Some(Domain::Nested { words, .. }) => Some(*words),
-        _ => None,
-    };
+    let Standing { stage2, nested, .. } = *standing;
     if nested.is_some_and(aborts) {
         return if decoded.meaning == Meaning::Abort { Ok(()) } else { Err("it does not abort".into()) };
     }
@@ -123,12 +128,7 @@ fn check_attached(
         (Meaning::Nested { vmid, config, record, .. }, Some(_)) => (vmid, config, record),
         (other, _) => return Err(format!("the STE says {other:?}, the owner {nested:x?}")),
     };
-    let wanted = |holder: Option<Holder>| match holder {
-        Some(Holder::Domain(domain)) => vsmmu.is_none() && domain == stage2,
-        Some(Holder::Vsmmu { vsmmu: of, .. }) => vsmmu == Some(of),
-        Some(Holder::Parked) | None => false,
-    };
-    if !wanted(tags.holder(vmid)) {
+    if !tags.holder(vmid).is_some_and(|holder| standing.has(holder)) {
         return Err(format!("VMID {vmid}, which is that of {:x?}", tags.holder(vmid)));
     }
     if !record_faults || !config.access_flag_fault_disabled {
@@ -136,7 +136,7 @@ fn check_attached(
     }
     check_fixed(&raw)?;
     check_stage1(view, smmu, &raw, translates)?;
-    let wanted = wanted_eats(view, smmu, stream, attached, translates);
+    let wanted = wanted_eats(view, smmu, stream, standing, translates);
     if decoded.eats != wanted {
         return Err(format!("ATS is {:?}, and should be {wanted:?}", decoded.eats));
     }
@@ -190,7 +190,7 @@ fn wanted_eats(
     view: &View,
     smmu: usize,
     stream: u32,
-    attached: Attached,
+    standing: &Standing,
     translates: Option<[u64; 2]>,
 ) -> Eats {
     let config = view.bench.machine().smmus[smmu].config;
@@ -199,10 +199,11 @@ fn wanted_eats(
         .trusted
         .iter()
         .any(|&(at, device)| at == smmu && view.bench.devices[smmu][device].stream == stream);
-    let is_nested = view.record.below(attached.domain).is_some_and(|(_, vsmmu)| vsmmu.is_some());
-    match (is_nested, translates) {
-        (false, _) if attached.ats && trusted => Eats::Full,
-        (true, Some([_, word1])) if word1 >> 28 & 3 == 1 && config.ats() => {
+    match (standing.by, translates) {
+        (By::Call { vsmmu: None, ats: true, .. }, _) if trusted => Eats::Full,
+        (By::Call { vsmmu: Some(_), .. } | By::Driver, Some([_, word1]))
+            if word1 >> 28 & 3 == 1 && config.ats() =>
+        {
             if trusted {
                 Eats::Full
             } else {

@@ -22,6 +22,8 @@ pub(crate) enum Holder {
         /// A stream is attached whose STE translates with the VMID.
         used: bool,
     },
+    /// The host's own driver, on the host's domain, which lets a stream through.
+    Driver,
 }
 
 /// The VMIDs of one SMMU.
@@ -84,6 +86,24 @@ pub(super) fn check(view: &View, smmu: usize) -> Result<Tags, String> {
         let (vsmmu_handle, parent) = (*handle, vsmmu.parent);
         tags.add(u64::from(vsmmu.vmid), Holder::Vsmmu { vsmmu: vsmmu_handle, parent, used })?;
     }
+    // Only a stream of the driver's says which VMID it has; without one it is among those that are always in use.
+    let driven = bench.driven(smmu).streams;
+    let mut is_driver = 0;
+    if let Some(stream) = driven.keys().next() {
+        let query = bench.call(Function::StreamQuery, [smmu as u64, u64::from(*stream), 0, 0]);
+        let Ok([1, domain, vmid, _]) = query else {
+            return Err(format!("stream {stream:#x} should be {driven:x?}; STREAM_QUERY says {query:x?}"));
+        };
+        tags.add(vmid, Holder::Driver)?;
+        is_driver = 1;
+        let wanted = [2, vmid, driven.len() as u64, 0];
+        let said = tag(domain)?;
+        if said != wanted {
+            return Err(format!(
+                "DOMAIN_TAG of the driver's {domain:#x} says {said:x?}, and not {wanted:x?}"
+            ));
+        }
+    }
     for (handle, domain) in &record.domains {
         let Domain::Nested { vsmmu, .. } = domain else { continue };
         let vsmmu = record.vsmmu(*vsmmu).ok_or_else(|| format!("{handle:#x} is nested on nothing"))?;
@@ -94,7 +114,7 @@ pub(super) fn check(view: &View, smmu: usize) -> Result<Tags, String> {
             return Err(format!("DOMAIN_TAG of {handle:#x} says {said:x?}, and not {wanted:x?}"));
         }
     }
-    let in_use = (tags.0.len() - is_parked) as u64 + bench.idle_vmids(smmu);
+    let in_use = (tags.0.len() - is_parked - is_driver) as u64 + bench.idle_vmids(smmu);
     let (used, free) = bench.tags(smmu);
     let described = bench.call(Function::SmmuDescribe, [smmu as u64, 0, 0, 0]).unwrap_or_default()[2];
     if used != in_use || described & 0xffff != used - 1 || used + free != described >> 16 {
