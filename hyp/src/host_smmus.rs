@@ -8,7 +8,7 @@ use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::event::EventRecord;
 use smmuv3::invalidation::MAX_SMMUS;
-use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET};
+use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0_OFFSET, IDR1, IRQ_CTRL, IRQ_CTRL_OFFSET};
 use smmuv3::ste::Stage1Claim;
 use spin::{Mutex, Once};
 
@@ -85,7 +85,7 @@ impl HostSmmus {
             let front = EmulatedSmmu::new(ids, emulated.limits, emulated.vmid);
             let back = Back {
                 iommu: emulated,
-                streams: streams_of(machine, node.phandle),
+                streams: streams_of(machine, node.phandle, IDR1::SIDSIZE.read(ids.idr1)),
                 interrupts: node.interrupts,
                 gicd: machine.gicd.start(),
                 next_to_abort: Cell::new(0),
@@ -107,12 +107,16 @@ impl HostSmmus {
     }
 }
 
-/// The StreamIDs that Requester IDs are mapped to.
-fn streams_of(machine: &Machine, phandle: u32) -> List<(u32, u32), 16> {
+/// The StreamIDs that Requester IDs are mapped to, as far as an SMMU with `stream_bits` of them has them.
+fn streams_of(machine: &Machine, phandle: u32, stream_bits: u32) -> List<(u32, u32), 16> {
     let mut streams = List::new();
+    let most = u32::MAX.checked_shr(u32::BITS.saturating_sub(stream_bits)).unwrap_or(0);
     let maps = machine.pcie.iter().flat_map(|node| node.iommu_map.iter());
     for map in maps.filter(|map| phandle != 0 && map.phandle == phandle && map.length != 0) {
-        let last = map.stream_base.saturating_add(map.length - 1);
+        let last = map.stream_base.saturating_add(map.length - 1).min(most);
+        if map.stream_base > last {
+            continue;
+        }
         if streams.push((map.stream_base, last)).is_err() {
             log::warn!(
                 "streams from {:#x} on stay parked: an SMMU has too many ranges of them",

@@ -66,10 +66,10 @@ impl Layout {
         }
     }
 
-    /// Where the table of the second level for a stream is: two devices of an SMMU have different low bits of their bus, or port, number.
-    const fn second(&self, stream: u32) -> u64 {
-        let bus = if stream >> 8 == 0 { 0 } else { stream >> 8 & 3 };
-        self.level2 + ((bus as u64) << (self.span_log2 + 6))
+    /// Where the table of the second level for a stream is: the two devices of an SMMU are on buses whose low bits differ.
+    const fn second(&self, stream: u32, split: u32) -> u64 {
+        let shift = if split < 8 { 8 } else { split };
+        self.level2 + (((stream >> shift & 3) as u64) << (self.span_log2 + 6))
     }
 
     /// Where the STE of a stream is.
@@ -77,8 +77,7 @@ impl Layout {
         match self.format {
             Format::Linear { .. } => self.table + stream as u64 * 64,
             Format::TwoLevel { split, .. } => {
-                let within = stream & ((1 << split) - 1) & ((1 << self.span_log2) - 1);
-                self.second(stream) + within as u64 * 64
+                self.second(stream, split) + (stream & ((1 << split) - 1)) as u64 * 64
             }
         }
     }
@@ -89,7 +88,7 @@ impl Layout {
             Format::Linear { .. } => None,
             Format::TwoLevel { split, .. } => {
                 let at = self.table + (stream >> split) as u64 * 8;
-                Some((at, self.second(stream) | (self.span_log2 + 1) as u64))
+                Some((at, self.second(stream, split) | (self.span_log2 + 1) as u64))
             }
         }
     }

@@ -76,7 +76,7 @@ impl Driver<'_> {
         // As many as fit beside the CMD_SYNC.
         for part in commands.chunks((1 << self.layout.commands_log2) - 1) {
             assert!(self.send(part), "{part:x?} and its CMD_SYNC: errors {:#x}", self.errors());
-            assert_eq!((self.errors(), self.consumed()), (0, (self.prod, 0)));
+            assert_eq!((self.errors(), self.consumed().0), (0, self.prod));
         }
     }
 

@@ -4,6 +4,10 @@
 
 mod attach;
 mod calls;
+mod events;
+mod queues;
+mod tables;
+mod unmap;
 
 use tests::bench::{Bench, Shape};
 use tests::model::smmu::config::SmmuConfig;
