@@ -120,10 +120,72 @@ fn what_is_out_of_range_is_ignored() {
         // VMAPP of GICv4, and no command.
         [0x29, 0, VALID, 0],
         [0xff, u64::MAX, u64::MAX, u64::MAX],
+        int(2, 0),
+        // MAPI of an event that is no LPI.
+        [0x0b | 2 << 32, 3, 0, 0],
+        // MAPC, MAPTI, MOVI and INVALL of a collection that there is not.
+        [0x09, 0, VALID | 0xffff, 0],
+        [0x0a | 2 << 32, 1 | 8192 << 32, 0xffff, 0],
+        [0x01 | 2 << 32, 1, 0xffff, 0],
+        [0x0d, 0, 0xffff, 0],
+        // MOVALL while LPIs are off, and to a Redistributor that there is not.
+        [0x0e, 0, 0, 0],
+        [0x0e, 0, 0, 7 << 16],
         unmap(2),
     ]);
-    assert!(driver.scene.platform().gic.lock().unwrap().devices.is_empty());
+    {
+        let gic = driver.scene.platform().gic.lock().unwrap();
+        assert!(gic.devices.is_empty());
+        assert_eq!(gic.delivered, []);
+    }
     assert_eq!(driver.scene.free(), free);
+    // The control.
+    driver.send(&[mapd(2, 5, ITT), mapti(2, 31, 8192), [0x09, 0, VALID | 1023, 0], int(2, 31), unmap(2)]);
+    assert_eq!(driver.scene.platform().gic.lock().unwrap().delivered, [8192]);
+}
+
+/// Each device has an ITT of its own, as large as its EventIDs make it: the model asserts that none is in another.
+#[test]
+fn itts_are_as_large_as_the_hardware_takes_them_for() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    let free = driver.scene.free();
+    for (device, bits) in (0..40).zip([16u64, 1, 9, 10, 11, 12, 13, 5].into_iter().cycle()) {
+        driver.send(&[mapd(device, bits, ITT)]);
+    }
+    // MAPD of a device that is mapped: the old one goes when the hardware has forgotten it.
+    for (device, bits) in (0..40).zip([1u64, 12, 16, 5, 9].into_iter().cycle()) {
+        driver.send(&[mapd(device, bits, ITT), int(device, 1)]);
+    }
+    assert_eq!(driver.scene.platform().gic.lock().unwrap().devices.len(), 40);
+    let all: std::vec::Vec<_> = (0..40).map(unmap).collect();
+    driver.send(&all);
+    assert_eq!(driver.scene.free(), free);
+}
+
+#[test]
+fn a_command_that_the_hardware_stops_at_takes_nothing_away() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    driver.send(&[mapd(1, 5, ITT), mapd(2, 5, ITT), mapti(2, 1, 8200)]);
+    let free = driver.scene.free();
+    driver.scene.platform().gic.lock().unwrap().rejects = Some(0x08);
+    driver.send(&[unmap(1), int(2, 1)]);
+    assert_eq!(driver.scene.platform().gic.lock().unwrap().delivered, [8200], "the queue goes on");
+    assert_eq!(driver.scene.free(), free, "the hardware may use the ITT still");
+    driver.scene.platform().gic.lock().unwrap().rejects = None;
+    driver.send(&[unmap(2)]);
+    assert!(driver.scene.free() > free, "the control");
+}
+
+#[test]
+fn an_its_that_stops_at_every_command_is_turned_off() {
+    let mut driver = Driver::new(Scene::new(|_| {}));
+    driver.send(&[mapd(1, 5, ITT)]);
+    // Not even a SYNC.
+    driver.scene.platform().gic.lock().unwrap().rejects = Some(0x05);
+    driver.put(int(1, 0));
+    driver.scene.store(ITS + 0x88, 8, driver.next);
+    assert_eq!(driver.scene.load(ITS + 0x90, 8) & 1, 1, "Stalled");
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 0, "off");
 }
 
 #[test]

@@ -54,6 +54,38 @@ fn lpis_that_cannot_be_turned_off_keep_their_tables() {
     scene.assert_lpi_tables_stay();
 }
 
+/// IHI 0069, 12.11.3: until GICR_CTLR.RWP is 0 the Redistributor may use the tables.
+#[test]
+fn tables_stay_until_the_hardware_has_turned_lpis_off() {
+    let scene = Scene::new(|gic| (gic.lpis_can_end, gic.write_pending) = (true, 5));
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    assert!(enable(&scene, PROPERTIES, PENDING));
+    scene.store(GICR, 4, 0);
+    let mut polls = 0;
+    while scene.load(GICR, 4) & 1 << 3 != 0 {
+        scene.assert_lpi_tables_stay();
+        assert!(donate(&scene, PENDING).is_err(), "the hardware uses it still");
+        polls += 1;
+    }
+    assert!(polls > 1, "{polls} polls");
+    donate(&scene, PENDING).unwrap();
+    donate(&scene, PROPERTIES).unwrap();
+}
+
+/// More bits of INTIDs than the GIC has are not for the hardware to see: it would read beyond what is pinned.
+#[test]
+fn the_hardware_gets_the_bits_that_are_pinned() {
+    for bits in [15, 16, 19, 31] {
+        let scene = Scene::new(|_| {});
+        scene.call(Function::GuestCreate, [0; 4]).unwrap();
+        scene.store(GICR + 0x70, 8, PROPERTIES | bits);
+        scene.store(GICR + 0x78, 8, PENDING);
+        scene.store(GICR, 4, 1);
+        assert_eq!(scene.load(GICR, 4) & 1, 1, "{bits}");
+        scene.assert_lpi_tables_stay();
+    }
+}
+
 #[test]
 fn tables_that_are_not_the_hosts_alone_leave_lpis_off() {
     let scene = Scene::new(|_| {});

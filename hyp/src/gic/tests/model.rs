@@ -40,6 +40,12 @@ pub struct State {
     pub lpis_can_end: bool,
     /// The ITS consumes no command.
     pub stuck: bool,
+    /// The ITS stops at commands with this number (GITS_CREADR.Stalled).
+    pub rejects: Option<u64>,
+    /// How often GICR_CTLR.RWP reads as 1 after EnableLPIs was cleared; as long as it does the tables are in use.
+    pub write_pending: u32,
+    /// What is left of that.
+    pending_reads: u32,
     now_ns: u64,
 }
 
@@ -57,21 +63,69 @@ impl State {
         let (cbaser, cwriter) = (self.register(ITS + 0x80), self.register(ITS + 0x88) & 0xf_ffe0);
         let base = cbaser & 0x000f_ffff_ffff_f000;
         let size_bytes = ((cbaser & 0xff) + 1) << 12;
+        // Retry.
+        if self.register(ITS + 0x88) & 1 != 0 {
+            let at = self.register(ITS + 0x90) & !1;
+            self.registers.insert(ITS + 0x90, at);
+        }
         while self.register(ITS) & 1 != 0 && !self.stuck && self.register(ITS + 0x90) != cwriter {
             assert!(cbaser >> 63 == 1);
             let at = self.register(ITS + 0x90);
+            if at & 1 != 0 {
+                return;
+            }
             Self::own(base + at, 32);
-            self.command([0, 8, 16, 24].map(|word| memory.read_u64(PhysAddr(base + at + word))));
+            let words = [0, 8, 16, 24].map(|word| memory.read_u64(PhysAddr(base + at + word)));
+            if self.rejects == Some(words[0] & 0xff) {
+                self.registers.insert(ITS + 0x90, at | 1);
+                return;
+            }
+            self.command(words);
             self.registers.insert(ITS + 0x90, (at + 32) % size_bytes);
         }
     }
 
-    fn command(&mut self, [first, second, third, _]: [u64; 4]) {
-        for (n, wanted) in [(0, 1), (1, 4)] {
-            let baser = self.register(ITS + 0x100 + 8 * n);
-            assert_eq!((baser >> 63, baser >> 62 & 1, baser >> 56 & 7), (1, 0, wanted));
-            let page = [1 << 12, 1 << 14, 1 << 16][(baser >> 8 & 3) as usize];
-            Self::own(baser & 0x0000_ffff_ffff_f000, ((baser & 0xff) + 1) * page);
+    /// Start and bytes of the table of GITS_BASER<n>.
+    fn table(&self, n: u64, wanted: u64) -> (u64, u64) {
+        let baser = self.register(ITS + 0x100 + 8 * n);
+        assert_eq!((baser >> 63, baser >> 62 & 1, baser >> 56 & 7), (1, 0, wanted));
+        let page = [1 << 12, 1 << 14, 1 << 16][(baser >> 8 & 3) as usize];
+        let table = (baser & 0x0000_ffff_ffff_f000, ((baser & 0xff) + 1) * page);
+        Self::own(table.0, table.1);
+        table
+    }
+
+    /// Nothing else of the ITS is where an ITT is.
+    fn alone(&self, device: u64, start: u64, size_bytes: u64) {
+        let ends = |(other, bytes): (u64, u64)| other + bytes <= start || start + size_bytes <= other;
+        let queue = (self.register(ITS + 0x80) & 0x000f_ffff_ffff_f000, 0x1_0000);
+        assert!([self.table(0, 1), self.table(1, 4), queue].into_iter().all(ends), "an ITT in a table");
+        let mut others = self.devices.iter().filter(|(other, _)| **other != device);
+        assert!(others.all(|(_, (at, log2))| ends((*at, ENTRY_BYTES << log2))), "two ITTs in one place");
+    }
+
+    fn command(&mut self, [first, second, third, fourth]: [u64; 4]) {
+        let (devices, collections) = (self.table(0, 1), self.table(1, 4));
+        let is_about_device = !matches!(first & 0xff, 0x05 | 0x09 | 0x0d | 0x0e);
+        assert!(!is_about_device || (first >> 32) * ENTRY_BYTES < devices.1, "there is no such device");
+        // MAPC, MAPTI, MAPI, MOVI and INVALL.
+        if matches!(first & 0xff, 0x01 | 0x09 | 0x0a | 0x0b | 0x0d) {
+            assert!((third & 0xffff) * ENTRY_BYTES < collections.1, "there is no such collection");
+        }
+        // The only Redistributor is processor 0.
+        let target = |word: u64| word >> 16 & 0xf_ffff_ffff;
+        match first & 0xff {
+            0x05 => assert_eq!(target(third), 0, "SYNC of a Redistributor that there is not"),
+            0x09 if third >> 63 == 1 => assert_eq!(target(third), 0, "MAPC to one that there is not"),
+            0x0e => {
+                assert_eq!((target(third), target(fourth)), (0, 0), "MOVALL of one that there is not");
+                assert!(!self.lpi_tables.is_empty(), "MOVALL without pending tables");
+            }
+            0x0a | 0x0b => {
+                let intid = if first & 0xff == 0x0a { second >> 32 } else { second & 0xffff_ffff };
+                assert!((8192..1 << 16).contains(&intid), "{intid} is no LPI");
+            }
+            _ => {}
         }
         let (device, event) = (first >> 32, second & 0xffff_ffff);
         let itt = self.devices.get(&device).copied();
@@ -85,6 +139,7 @@ impl State {
                 let log2 = (second & 0x1f) + 1;
                 let start = third & 0x000f_ffff_ffff_ff00;
                 Self::own(start, ENTRY_BYTES << log2);
+                self.alone(device, start, ENTRY_BYTES << log2);
                 self.devices.insert(device, (start, log2));
             }
             0x08 => drop(self.devices.remove(&device)),
@@ -113,10 +168,16 @@ impl State {
                     range(pend & 0x000f_ffff_ffff_0000, (1 << bits) / 8),
                 ]);
             }
-            (false, true) if self.lpis_can_end => self.lpi_tables.clear(),
+            (false, true) if self.lpis_can_end => {
+                self.pending_reads = self.write_pending;
+                if self.pending_reads == 0 {
+                    self.lpi_tables.clear();
+                }
+            }
             _ => {}
         }
-        let ctlr = ctlr & !1 | u32::from(!self.lpi_tables.is_empty());
+        let is_ending = ctlr & 1 == 0 && self.lpis_can_end;
+        let ctlr = ctlr & !1 | u32::from(!self.lpi_tables.is_empty() && !is_ending);
         self.registers.insert(GICR, u64::from(ctlr) | if self.lpis_can_end { 1 << 1 } else { 0 });
     }
 }
@@ -173,7 +234,17 @@ impl Platform for GicPlatform {
         if !is_gic(address) {
             return self.memory.read_register_u32(address);
         }
-        self.gic.lock().unwrap().register(address.0) as u32
+        let mut gic = self.gic.lock().unwrap();
+        let value = gic.register(address.0) as u32;
+        if address.0 == GICR && gic.pending_reads != 0 {
+            gic.pending_reads -= 1;
+            if gic.pending_reads == 0 {
+                gic.lpi_tables.clear();
+            }
+            // GICR_CTLR.RWP.
+            return value | 1 << 3;
+        }
+        value
     }
 
     fn write_register_u32(&self, address: PhysAddr, value: u32) {
@@ -197,6 +268,9 @@ impl Platform for GicPlatform {
 
     fn write_register_u64(&self, address: PhysAddr, value: u64) {
         let mut gic = self.gic.lock().unwrap();
+        if matches!(address.0, 0x080a_0070 | 0x080a_0078) {
+            assert!(gic.lpi_tables.is_empty(), "{address} is written while LPIs are on");
+        }
         let fixed = match address.0 - ITS {
             0x100 => 1 << 56 | (ENTRY_BYTES - 1) << 48,
             0x108 => 4 << 56 | (ENTRY_BYTES - 1) << 48,
@@ -232,6 +306,10 @@ impl Platform for GicPlatform {
     }
 
     fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8) {
+        let end = run.0 + (4096 << order);
+        let gic = self.gic.lock().unwrap();
+        assert!(gic.devices.values().all(|(itt, _)| !(run.0..end).contains(itt)), "an ITT in use is freed");
+        drop(gic);
         self.memory.heap_give(heap, run, order);
     }
 }
