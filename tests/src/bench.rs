@@ -120,6 +120,11 @@ fn devices_of(n: usize, config: &SmmuConfig) -> [Behind; 2] {
     })
 }
 
+/// How many StreamIDs are mapped from that of a device on, for other functions of its slots: where there is room for them.
+fn streams_from(smmus: usize, device: &Behind) -> u32 {
+    if smmus <= MAX_BUSES && device.stream >> 8 != 0 { 32 } else { 1 }
+}
+
 /// INTIDs as on QEMU's machine: four SPIs for each SMMU.
 pub fn interrupts_of(smmu: usize) -> SmmuInterrupts {
     let first = 32 + 0x70 + 4 * smmu as u32;
@@ -146,7 +151,9 @@ fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
             let smmus = || (root..devices.len()).step_by(MAX_BUSES);
             let maps = smmus().flat_map(|n| {
                 let functions = devices[n].iter().filter(|device| device.rid != 0);
-                functions.map(move |device| (u32::from(device.rid), device.stream, 1, phandle(n)))
+                functions.map(move |device| {
+                    (u32::from(device.rid), device.stream, streams_from(devices.len(), device), phandle(n))
+                })
             });
             // The last entry is for Requester IDs without a function: a root bus with one that is not mapped is not the host's.
             let rest = (0x800 * root as u32, 0x8000_0000, 0x800, phandle(root));
@@ -255,6 +262,13 @@ impl Bench {
     /// The machine.
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
         self.hypervisor.platform().machine()
+    }
+
+    /// StreamIDs of an SMMU that its firmware tables map Requester IDs to.
+    pub fn mapped_streams(&self, smmu: usize) -> impl Iterator<Item = u32> {
+        let smmus = self.devices.len();
+        let functions = self.devices[smmu].iter().filter(|device| device.rid != 0);
+        functions.flat_map(move |device| device.stream..device.stream + streams_from(smmus, device))
     }
 
     /// A hypercall: `X0` to `X4`. What came of it is recorded.

@@ -93,11 +93,10 @@ impl Bench {
         let consumes = self.load(smmu, reg::CR0ACK) >> 3 & 1 == 1;
         let consumed = driven.cons.wrapping_sub(was) & ((2 << self.queue_log2(smmu)) - 1);
         let consumed = if consumes && driven.on { consumed } else { 0 };
-        let streams = self.devices[smmu].iter().map(|device| device.stream);
         if !driven.on {
             driven.streams.clear();
         } else if !was_on {
-            streams.clone().for_each(|stream| self.look(smmu, &mut driven, stream));
+            self.look_at_all(smmu, &mut driven, |_| true);
         }
         for command in commands.iter().take(consumed as usize) {
             let (stream, range) = (bits(command[0], 63, 32) as u32, bits(command[1], 4, 0));
@@ -107,9 +106,7 @@ impl Bench {
                 0x04 => u32::MAX >> (31 - range),
                 _ => continue,
             };
-            streams.clone().filter(|other| (other ^ stream) & !apart == 0).for_each(|stream| {
-                self.look(smmu, &mut driven, stream);
-            });
+            self.look_at_all(smmu, &mut driven, |other| (other ^ stream) & !apart == 0);
         }
         self.set_driven(smmu, driven);
     }
@@ -118,16 +115,21 @@ impl Bench {
     pub(crate) fn after_return(&self, smmu: usize, stream: u32) {
         let mut driven = self.driven(smmu);
         if driven.on {
-            self.look(smmu, &mut driven, stream);
+            self.look_at_all(smmu, &mut driven, |mapped| mapped == stream);
         }
         self.set_driven(smmu, driven);
     }
 
+    /// The SMMU looks at the STEs of these streams, of all that devices can have.
+    fn look_at_all(&self, smmu: usize, driven: &mut Driven, these: impl Fn(u32) -> bool) {
+        self.mapped_streams(smmu).filter(|stream| these(*stream)).for_each(|stream| {
+            self.look(smmu, driven, stream);
+        });
+    }
+
     /// The SMMU looks at an STE: what it says is what the stream does from now on, unless the stream is not the driver's.
     fn look(&self, smmu: usize, driven: &mut Driven, stream: u32) {
-        // A StreamID without a function is in no iommu-map.
-        let is_mapped = self.devices[smmu].iter().any(|device| device.stream == stream && device.rid != 0);
-        if !is_mapped || self.is_taken(smmu, stream) {
+        if self.is_taken(smmu, stream) {
             return;
         }
         let words = self.entry_of(smmu, stream).filter(|words| self.passes(smmu, stream, *words));

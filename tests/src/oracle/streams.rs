@@ -12,16 +12,21 @@ pub(super) fn aborts([word0, _]: [u64; 2]) -> bool {
     word0 & 1 == 0 || word0 & 1 << 3 == 0
 }
 
-/// Checks the STE of every stream that has a device or is attached, and notes by which tables domains are walked.
+/// Checks the STE of every stream that has a device, is attached or is let through by its driver, that no other translates, and notes by which tables domains are walked.
 pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &mut Configs) -> Result<(), String> {
     let devices = view.bench.devices[smmu].iter().map(|device| device.stream);
     let others = view.record.streams.keys().filter(|(at, _)| *at == smmu).map(|(_, stream)| *stream);
-    let mut streams: Vec<u32> = devices.chain(others).collect();
+    let driven = view.bench.driven(smmu);
+    let mut streams: Vec<u32> = devices.chain(others).chain(driven.streams.keys().copied()).collect();
     streams.sort_unstable();
     streams.dedup();
-    for stream in streams {
+    for stream in streams.iter().copied() {
         check_stream(view, smmu, stream, tags, configs)
             .map_err(|text| format!("stream {stream:#x}: {text}"))?;
+    }
+    for stream in view.bench.mapped_streams(smmu).filter(|stream| !streams.contains(stream)) {
+        let decoded = view.bench.machine().decoded_in_memory(smmu, stream);
+        check_parked(view, tags, decoded).map_err(|text| format!("stream {stream:#x}: {text}"))?;
     }
     for (stream, entry) in &view.bench.machine().smmus[smmu].configuration.stes {
         if entry.doomed {

@@ -3,6 +3,8 @@
 use super::{boot, good, kinds, stage1};
 use tests::bench::{IMAGE, POOL, SCRATCH, Shape};
 use tests::driver::{ABORT, BYPASS, Driver, tlbi_asid};
+use tests::model::device::Dma;
+use tests::model::smmu::config::SmmuConfig;
 
 #[test]
 fn a_probe_and_an_attach_let_a_device_reach_what_both_stages_give() {
@@ -42,4 +44,43 @@ fn a_probe_and_an_attach_let_a_device_reach_what_both_stages_give() {
             good(&bench, "shut down");
         }
     }
+}
+
+/// More streams than one step of an update of SMMUEN works off.
+#[test]
+fn all_streams_are_set_and_all_abort_with_smmuen() {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+    let mut driver = Driver::started(&bench, 0);
+    driver.shut_down();
+    let streams: Vec<u32> = bench.mapped_streams(0).collect();
+    assert!(streams.len() > 32, "{} streams", streams.len());
+    for device in 0..2 {
+        driver.store_words(device, BYPASS);
+    }
+    for stream in &streams {
+        let entry = driver.layout.entry(*stream);
+        assert!(driver.store(entry, BYPASS[0]) && driver.store(entry + 8, BYPASS[1]));
+    }
+    let passing = || {
+        let reach =
+            |stream: &&u32| bench.machine().dma_write(0, **stream, SCRATCH, 1) == Dma::Reached(SCRATCH);
+        streams.iter().filter(reach).count()
+    };
+    for _ in 0..2 {
+        driver.reset();
+        assert_eq!(passing(), streams.len());
+        good(&bench, "on");
+        driver.shut_down();
+        assert_eq!(passing(), 0);
+        good(&bench, "off");
+    }
+    // CFGI_STE_RANGE of 16 streams around one.
+    driver.reset();
+    for stream in &streams {
+        assert!(driver.store(driver.layout.entry(*stream), 0));
+    }
+    let within = u64::from(streams[20]) << 32;
+    driver.run(&[[0x04 | within, 3]]);
+    assert_eq!(passing(), streams.len() - 16);
+    good(&bench, "a range");
 }

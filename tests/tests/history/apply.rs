@@ -1,5 +1,6 @@
 //! What a step does.
 
+use crate::driver::Act;
 use crate::step::{Address, How, Pick, Send, Step, Target, Write};
 use abi::{Function, Status};
 use tests::bench::{Bench, SCRATCH};
@@ -127,6 +128,7 @@ pub fn apply(bench: &Bench, step: &Step) -> Result<(), String> {
         Step::Cpu { place, write } => {
             let _ = bench.machine().cpu_translate(at(place), write);
         }
+        Step::Driver { smmu, ref what } => crate::driver::act(bench, smmu % smmus, what),
         Step::Events => {
             let _ = bench.call(Function::EventRead, [0; 4]);
         }
@@ -239,11 +241,14 @@ fn access(
         How::Atc | How::Forged => bench.machine().dma_through_atc(smmu, origin, address, value),
     };
     let Dma::Reached(physical) = dma else { return Ok(()) };
-    let Some(attached) = attached else { return Err(format!("an unattached stream reaches {physical:#x}")) };
+    let owner = match attached {
+        Some(attached) => owner_of(attached.domain),
+        None if bench.driven(smmu).streams.contains_key(&stream) => 0,
+        None => return Err(format!("a stream that aborts reaches {physical:#x}")),
+    };
     if physical & !0xffff == ITS.start + 0x1_0000 {
         return Ok(());
     }
-    let owner = owner_of(attached.domain);
     match bench.call(Function::MemQuery, [physical & !(unit - 1), 0, 0, 0]) {
         Ok([of, ..]) if of == owner => Ok(()),
         Ok([0, with, ..]) if with == owner => Ok(()),
@@ -264,6 +269,7 @@ pub fn tear_down_all(bench: &Bench) -> Result<(), String> {
             .call(Function::StreamDetach, [*smmu as u64, u64::from(*stream), 0, 0])
             .map_err(|status| format!("detach of {stream:#x}: {status:?}"))?;
     }
+    (0..bench.devices.len()).for_each(|smmu| crate::driver::act(bench, smmu, &Act::Control(0)));
     for (handle, domain) in &record.domains {
         bench.destroy(*handle).map_err(|status| format!("end of {domain:?}: {status:?}"))?;
     }

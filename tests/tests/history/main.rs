@@ -5,6 +5,7 @@
 //! `HISTORIES=10` in the environment makes ten times as many.
 
 mod apply;
+mod driver;
 mod machine;
 mod step;
 
@@ -58,6 +59,24 @@ proptest! {
 
     #[test]
     fn any_history_of_nested_streams(shape in machine::able(1..4), steps in step::nested_steps(1..16)) {
+        run(&shape, &steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(config(40))]
+
+    #[test]
+    fn any_history_of_the_hosts_own_drivers(shape in machine::able(1..4), steps in step::driver_steps(1..24)) {
+        run(&shape, &steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(config(15))]
+
+    #[test]
+    fn any_history_of_drivers_of_smmus_of_any_kind(shape in machine::of_any_kind(1..5), steps in step::driver_steps(1..24)) {
         run(&shape, &steps)?;
     }
 }

@@ -1,5 +1,6 @@
 //! Random steps, and rows of steps that lead to where single ones seldom get.
 
+use crate::driver::{Act, any_act, any_reset, entry, taken};
 use abi::{Function, domain_options};
 use proptest::prelude::*;
 use std::ops::Range;
@@ -106,6 +107,7 @@ pub enum Step {
     Invalidate { vsmmu: Pick, commands: Vec<Send> },
     Device { smmu: usize, device: usize, ssid: Option<u32>, address: Address, how: How },
     Cpu { place: u64, write: bool },
+    Driver { smmu: usize, what: Act },
     Events,
 }
 
@@ -357,6 +359,58 @@ fn nested_row() -> impl Strategy<Value = Vec<Step>> {
             row
         },
     )
+}
+
+/// An emulated SMMU whose driver has both devices, with warm caches; then a unit of its tables, queues or data goes, and comes back. The calls want the
+/// streams, too.
+fn driver_row() -> impl Strategy<Value = Vec<Step>> {
+    let acts = prop::collection::vec(any_act(nested_words()), 0..4);
+    (
+        smmu(),
+        any_reset(),
+        asid(),
+        entry(nested_words()),
+        entry(nested_words()),
+        0..12usize,
+        acts,
+        any::<[bool; 2]>(),
+    )
+        .prop_map(|(smmu, reset, asid, first, second, unit, acts, [attached, again])| {
+            let driver = |what: Act| Step::Driver { smmu, what };
+            let mut row = vec![driver(Act::Prepare(asid)), driver(reset)];
+            row.extend((0..2).map(|device| Step::Detach { smmu, device }));
+            row.extend([first, second].map(driver));
+            for device in 0..2 {
+                for (address, how) in [
+                    (Address::Va(1), How::Plain),
+                    (Address::Place(5), How::Plain),
+                    (Address::Va(2), How::Atc),
+                ] {
+                    row.push(Step::Device { smmu, device, ssid: None, address, how });
+                }
+            }
+            if attached {
+                row.push(Step::Attach { smmu, device: 0, domain: Target::Memory(1), flags: 0 });
+            }
+            let place = taken(smmu, unit);
+            row.push(Step::Range { function: Function::MemDonate, place, units: 1, guest: 1 });
+            row.extend(acts.into_iter().map(driver));
+            if again {
+                row.push(Step::Range { function: Function::MemReclaim, place, units: 1, guest: 1 });
+                row.push(driver(Act::Skip));
+            }
+            row
+        })
+}
+
+/// Steps of every kind, between what drivers do.
+pub fn driver_steps(count: Range<usize>) -> impl Strategy<Value = Vec<Step>> {
+    let act = (smmu(), any_act(nested_words())).prop_map(|(smmu, what)| vec![Step::Driver { smmu, what }]);
+    let row = prop_oneof![
+        6 => step().prop_map(|step| vec![step]), 6 => act, 2 => driver_row(), 1 => domain_row(), 1 => nested_row()
+    ];
+    (driver_row(), prop::collection::vec(row, count))
+        .prop_map(|(first, rows)| first.into_iter().chain(rows.concat()).collect())
 }
 
 /// Steps of every kind.
