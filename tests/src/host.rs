@@ -10,8 +10,10 @@
 //! commands, failing allocations.
 
 use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
+use crate::model::cpu::CpuFault;
 use crate::model::device::Dma as Reached;
 use crate::model::memory::Span;
+use crate::model::stage2::WalkFault;
 use crate::model::{ECAM, FW_CFG, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART};
 use host_shim::call::{Caller, Calls};
 use host_shim::host::{Abort, DMA_VALUE, Device, Dma, Forbidden, Host, Transfer};
@@ -47,20 +49,7 @@ impl Bench {
                 Ok(target) => return Ok(Ok(target)),
                 Err(fault) => fault,
             };
-            // ESR_EL2 (DDI 0487, D24.2.40): data abort from EL1, ISV, SAS, SRT = 5, SF, WnR, DFSC of a stage-2 fault at level 3.
-            let status = match fault {
-                crate::model::cpu::CpuFault::Walk(_) => 0x07,
-                crate::model::cpu::CpuFault::Permission(_) => 0x0f,
-            };
-            let sas = u64::from(bytes.trailing_zeros());
-            let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | 5 << 16 | 1 << 15;
-            let abort = HostAbort {
-                syndrome: Syndrome(syndrome | u64::from(write.is_some()) << 6 | status),
-                far: address,
-                hpfar: (address >> 12) << 4,
-                stored: write.unwrap_or(0),
-            };
-            match self.hypervisor.host_abort(&abort) {
+            match self.abort(fault, address, bytes, write) {
                 AbortAction::Retry => continue,
                 AbortAction::Emulated { register } => return Ok(Err(register.map_or(0, |(_, value)| value))),
                 AbortAction::Inject => return Err(Abort),
@@ -70,6 +59,29 @@ impl Bench {
             .violations
             .record(format!("EL2 lets the host run the access to {address:#x} again and again"));
         Err(Abort)
+    }
+
+    /// One step of a store of a 32-bit register that EL2 emulates: whether there are more.
+    pub fn store_step(&self, address: u64, value: u32) -> bool {
+        let fault = CpuFault::Walk(WalkFault::Translation(3));
+        self.abort(fault, address, 4, Some(u64::from(value))) == AbortAction::Retry
+    }
+
+    /// What EL2 does about a stage-2 abort.
+    fn abort(&self, fault: CpuFault, address: u64, bytes: u8, write: Option<u64>) -> AbortAction {
+        // ESR_EL2 (DDI 0487, D24.2.40): data abort from EL1, ISV, SAS, SRT = 5, SF, WnR, DFSC of a stage-2 fault at level 3.
+        let status = match fault {
+            CpuFault::Walk(_) => 0x07,
+            CpuFault::Permission(_) => 0x0f,
+        };
+        let sas = u64::from(bytes.trailing_zeros());
+        let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | 5 << 16 | 1 << 15;
+        self.hypervisor.host_abort(&HostAbort {
+            syndrome: Syndrome(syndrome | u64::from(write.is_some()) << 6 | status),
+            far: address,
+            hpfar: (address >> 12) << 4,
+            stored: write.unwrap_or(0),
+        })
     }
 
     fn behind(&self, smmu: usize, device: Device) -> Option<crate::bench::Behind> {

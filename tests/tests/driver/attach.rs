@@ -1,8 +1,8 @@
 //! Reset, attach and detach.
 
 use super::{boot, good, kinds, stage1};
-use tests::bench::{IMAGE, POOL, SCRATCH, Shape};
-use tests::driver::{ABORT, BYPASS, Driver, tlbi_asid};
+use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
+use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, reg, tlbi_asid};
 use tests::model::device::Dma;
 use tests::model::smmu::config::SmmuConfig;
 
@@ -46,11 +46,9 @@ fn a_probe_and_an_attach_let_a_device_reach_what_both_stages_give() {
     }
 }
 
-/// More streams than one step of an update of SMMUEN works off.
-#[test]
-fn all_streams_are_set_and_all_abort_with_smmuen() {
-    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
-    let mut driver = Driver::started(&bench, 0);
+/// A driver that is off, whose table lets every stream through that a device can have: more than one step of an update of SMMUEN works off.
+fn with_all_streams(bench: &Bench) -> (Driver<'_>, Vec<u32>) {
+    let driver = Driver::started(bench, 0);
     driver.shut_down();
     let streams: Vec<u32> = bench.mapped_streams(0).collect();
     assert!(streams.len() > 32, "{} streams", streams.len());
@@ -61,11 +59,20 @@ fn all_streams_are_set_and_all_abort_with_smmuen() {
         let entry = driver.layout.entry(*stream);
         assert!(driver.store(entry, BYPASS[0]) && driver.store(entry + 8, BYPASS[1]));
     }
-    let passing = || {
-        let reach =
-            |stream: &&u32| bench.machine().dma_write(0, **stream, SCRATCH, 1) == Dma::Reached(SCRATCH);
-        streams.iter().filter(reach).count()
-    };
+    (driver, streams)
+}
+
+/// How many of these get through.
+fn passing(bench: &Bench, streams: &[u32]) -> usize {
+    let reach = |stream: &&u32| bench.machine().dma_write(0, **stream, SCRATCH, 1) == Dma::Reached(SCRATCH);
+    streams.iter().filter(reach).count()
+}
+
+#[test]
+fn all_streams_are_set_and_all_abort_with_smmuen() {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+    let (mut driver, streams) = with_all_streams(&bench);
+    let passing = || passing(&bench, &streams);
     for _ in 0..2 {
         driver.reset();
         assert_eq!(passing(), streams.len());
@@ -83,4 +90,48 @@ fn all_streams_are_set_and_all_abort_with_smmuen() {
     driver.run(&[[0x04 | within, 3]]);
     assert_eq!(passing(), streams.len() - 16);
     good(&bench, "a range");
+}
+
+#[test]
+fn an_update_of_smmuen_can_be_turned_round_half_way() {
+    let on = CMDQEN | EVENTQEN | SMMUEN;
+    for steps in 1..5 {
+        let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+        let (mut driver, streams) = with_all_streams(&bench);
+        driver.write_cr0(CMDQEN | EVENTQEN);
+        let step = |driver: &Driver<'_>, value| bench.store_step(driver.register(reg::CR0), value);
+        for _ in 0..steps {
+            assert!(step(&driver, on), "there is more to do");
+        }
+        assert_eq!(driver.read(reg::CR0ACK) & SMMUEN, 0, "not acknowledged");
+        assert_ne!(passing(&bench, &streams), streams.len(), "not all are set");
+        driver.write_cr0(0);
+        assert_eq!(passing(&bench, &streams), 0, "turned round after {steps} steps");
+        good(&bench, "off");
+        driver.reset();
+        assert_eq!(passing(&bench, &streams), streams.len(), "the control");
+        good(&bench, "on");
+        for _ in 0..steps {
+            assert!(step(&driver, CMDQEN), "there is more to do");
+        }
+        assert_eq!(driver.read(reg::CR0ACK) & SMMUEN, SMMUEN, "not acknowledged");
+        driver.reset();
+        assert_eq!(passing(&bench, &streams), streams.len(), "the next driver finds it as it should be");
+        good(&bench, "on again");
+    }
+}
+
+/// 6.3.14: while SMMUEN is 0 GBPA says what happens, and that is an abort.
+#[test]
+fn nothing_passes_while_smmuen_is_0_whatever_gbpa_is_set_to() {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+    let (mut driver, streams) = with_all_streams(&bench);
+    for value in [0, 1 << 31, 1 << 31 | 1 << 20, 1 << 20, 1 << 31 | 1 << 12, u32::MAX] {
+        driver.write(reg::GBPA, value);
+        assert_eq!(driver.read(reg::GBPA) >> 20 & 0x801, 1, "ABORT is 1, UPDATE is 0");
+        assert_eq!(passing(&bench, &streams), 0, "{value:#x}");
+        good(&bench, "off");
+    }
+    driver.reset();
+    assert_eq!(passing(&bench, &streams), streams.len(), "the control");
 }

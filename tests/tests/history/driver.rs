@@ -306,7 +306,7 @@ pub fn any_act(words: impl Strategy<Value = (u64, u64, [u64; 2])>) -> impl Strat
     let value = prop_oneof![
         4 => 0u64..0x20,
         2 => Just(0xdu64),
-        2 => (0u64..40, 0..20u64).prop_map(|(page, log2)| SCRATCH + (page << 12) | log2),
+        2 => (0u64..40, 0..20u64).prop_map(|(page, log2)| (SCRATCH + (page << 12)) | log2),
         1 => (0u64..64, 0..64u64).prop_map(|(log2, split)| 1 << 16 | split << 6 | log2),
         1 => any::<u64>(),
     ];
