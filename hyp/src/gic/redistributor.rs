@@ -6,8 +6,8 @@
 //! all else reads as zero and ignores writes. The frames of virtual LPIs (GICv4) are absent as a whole and read as zero.
 //!
 //! The host's values of the two registers stay with EL2 until the host sets GICR_CTLR.EnableLPIs. Then both tables must be
-//! memory of the host's, they are pinned, and only then the hardware gets their addresses. They stay pinned until the hardware says that LPIs
-//! are off, which not every one can do (GICR_CTLR.CES). The contents of both tables are bits and priorities: whatever the host
+//! memory of the host's, they are pinned, and only then the hardware gets their addresses. The pending table stays pinned until the hardware says that LPIs
+//! are off, which not every one can do (GICR_CTLR.CES), the configuration table until all Redistributors say so. The contents of both tables are bits and priorities: whatever the host
 //! writes there, it changes its own interrupts only. When the machine has no ITS that is mediated, LPIs are reported as not implemented.
 
 use smmuv3::address::{PhysAddr, PhysRange};
@@ -90,14 +90,29 @@ struct Tables {
     in_use: Option<InUse>,
 }
 
-/// Tables that a Redistributor uses, and that are pinned.
+/// Tables that a Redistributor uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct InUse {
+    /// Pinned as long as any Redistributor has LPIs on; see [`Lpis::configurations`].
     configuration: PhysRange,
+    /// Pinned.
     pending: PhysRange,
 }
 
+/// A configuration table that some Redistributor was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Configuration {
+    range: PhysRange,
+    /// Redistributors that have it now.
+    users: u8,
+}
+
 struct Lpis {
+    /// Configuration tables, each pinned once, from the first Redistributor that turns LPIs on until the last one turns them off. A
+    /// kernel that is started by another one in its place, as by Linux's kexec, finds all LPIs on and turns them off and on with
+    /// a table of its own, one Redistributor after the other. Those may have one table in common (GICR_TYPER.CommonLPIAff), and then it is
+    /// UNPREDICTABLE which of the two is read.
+    configurations: List<Configuration, { Self::CONFIGURATIONS }>,
     /// Bits of an INTID; 0 where LPIs are hidden.
     intid_bits: u8,
     tables: [Tables; Redistributors::CAPACITY],
@@ -119,7 +134,12 @@ impl Redistributors {
     /// # Errors
     /// [`GicError`].
     pub fn find<P: Platform>(p: &P, machine: &Machine) -> Result<Self, GicError> {
-        let lpis = Lpis { intid_bits: 0, tables: [Tables::default(); Self::CAPACITY], refusal_logged: false };
+        let lpis = Lpis {
+            configurations: List::new(),
+            intid_bits: 0,
+            tables: [Tables::default(); Self::CAPACITY],
+            refusal_logged: false,
+        };
         let mut found = Self { frames: List::new(), lpis: Mutex::new(lpis) };
         for region in machine.redistributors.iter() {
             found.find_in_region(p, *region)?;
@@ -254,6 +274,9 @@ impl Redistributors {
 }
 
 impl Lpis {
+    /// The most configuration tables until all Redistributors have LPIs off.
+    const CONFIGURATIONS: usize = 16;
+
     const fn are_shown(&self) -> bool {
         self.intid_bits != 0
     }
@@ -318,11 +341,45 @@ impl Lpis {
             && let Some(tables) = self.tables.get_mut(index)
             && let Some(in_use) = tables.in_use.take()
         {
-            let mut memory = services.memory.lock();
-            memory.unpin(p, in_use.configuration);
-            memory.unpin(p, in_use.pending);
+            services.memory.lock().unpin(p, in_use.pending);
+            if let Some(configuration) =
+                self.configurations.iter_mut().find(|other| other.range == in_use.configuration)
+            {
+                configuration.users = configuration.users.saturating_sub(1);
+            }
+            self.let_go_of_configurations(services);
         }
         ctlr
+    }
+
+    /// If no Redistributor has LPIs on, nothing is read any more.
+    fn let_go_of_configurations<P: Platform>(&mut self, services: Services<'_, P>) {
+        if self.configurations.iter().all(|configuration| configuration.users == 0) {
+            let mut memory = services.memory.lock();
+            while let Some(Configuration { range, .. }) = self.configurations.pop() {
+                memory.unpin(services.platform, range);
+            }
+        }
+    }
+
+    /// Pins a configuration table, or counts one more that has it. The error is why not.
+    fn hold_configuration<P: Platform>(
+        &mut self,
+        services: Services<'_, P>,
+        range: PhysRange,
+    ) -> Result<(), &'static str> {
+        if let Some(configuration) = self.configurations.iter_mut().find(|other| other.range == range) {
+            configuration.users = configuration.users.saturating_add(1);
+            return Ok(());
+        }
+        if self.configurations.len() == Self::CONFIGURATIONS {
+            return Err("there were too many configuration tables since all LPIs were off");
+        }
+        let pinned = services.memory.lock().pin(services.platform, range);
+        pinned.map_err(|_| "its configuration table is not memory of the host's alone")?;
+        // There is room, as was looked at.
+        let _ = self.configurations.push(Configuration { range, users: 1 });
+        Ok(())
     }
 
     fn write_ctlr<P: Platform>(
@@ -353,25 +410,16 @@ impl Lpis {
             self.log_refusal(base, "the tables have no place, or too few bits");
             return false;
         };
-        // Redistributors may have one configuration table in common (GICR_TYPER.CommonLPIAff); it must not change under others.
-        let mut others = self.tables.iter().filter_map(|other| other.in_use);
-        if others.any(|other| other.configuration != in_use.configuration) {
-            self.log_refusal(base, "another Redistributor uses another configuration table");
-            return false;
-        }
         let p = services.platform;
         let pendbaser = tables.pendbaser;
-        {
-            let mut memory = services.memory.lock();
-            if memory.pin(p, in_use.configuration).is_err() {
-                self.log_refusal(base, "its configuration table is not memory of the host's alone");
-                return false;
-            }
-            if memory.pin(p, in_use.pending).is_err() {
-                memory.unpin(p, in_use.configuration);
-                self.log_refusal(base, "its pending table is not memory of the host's alone");
-                return false;
-            }
+        if services.memory.lock().pin(p, in_use.pending).is_err() {
+            self.log_refusal(base, "its pending table is not memory of the host's alone");
+            return false;
+        }
+        if let Err(why) = self.hold_configuration(services, in_use.configuration) {
+            services.memory.lock().unpin(p, in_use.pending);
+            self.log_refusal(base, why);
+            return false;
         }
         if let Some(tables) = self.tables.get_mut(index) {
             tables.in_use = Some(in_use);

@@ -3,7 +3,7 @@ extern crate std;
 use abi::{Function, Status};
 use proptest::prelude::*;
 
-use super::model::{GICR, POOL, Scene};
+use super::model::{GICR, GICR_1, POOL, Scene};
 use crate::memory::tests::platform::RAM;
 
 const PROPERTIES: u64 = RAM + 0x10_0000;
@@ -12,10 +12,14 @@ const PENDING: u64 = RAM + 0x20_0000;
 const ID_BITS: u64 = 15;
 
 fn enable(scene: &Scene, properties: u64, pending: u64) -> bool {
-    scene.store(GICR + 0x70, 8, properties | ID_BITS);
-    scene.store(GICR + 0x78, 8, pending);
-    scene.store(GICR, 4, 1);
-    scene.load(GICR, 4) & 1 == 1
+    enable_one(scene, GICR, properties, pending)
+}
+
+fn enable_one(scene: &Scene, base: u64, properties: u64, pending: u64) -> bool {
+    scene.store(base + 0x70, 8, properties | ID_BITS);
+    scene.store(base + 0x78, 8, pending);
+    scene.store(base, 4, 1);
+    scene.load(base, 4) & 1 == 1
 }
 
 fn donate(scene: &Scene, page: u64) -> Result<u64, Status> {
@@ -103,13 +107,62 @@ fn tables_that_are_not_the_hosts_alone_leave_lpis_off() {
     assert!(enable(&scene, PROPERTIES + 0x8_0000, PENDING));
 }
 
+/// As Linux does that another Linux has started in its place: it finds LPIs on everywhere.
+#[test]
+fn a_kernel_in_the_place_of_another_gives_each_redistributor_its_own_tables() {
+    let scene = Scene::new(|gic| gic.lpis_can_end = true);
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    let (new_properties, new_pending) = (PROPERTIES + 0x100_0000, PENDING + 0x100_0000);
+    for (base, pending) in [(GICR, PENDING), (GICR_1, PENDING + 0x1_0000)] {
+        assert!(enable_one(&scene, base, PROPERTIES, pending));
+    }
+    for (base, pending) in [(GICR, new_pending), (GICR_1, new_pending + 0x1_0000)] {
+        scene.store(base, 4, 0);
+        assert_eq!(scene.load(base, 4) & 1, 0);
+        assert!(enable_one(&scene, base, new_properties, pending));
+        scene.assert_lpi_tables_stay();
+    }
+    // The hardware may still read the old configuration, but neither pending table of the old kernel's.
+    assert_eq!(donate(&scene, PROPERTIES), Err(Status::WrongState));
+    donate(&scene, PENDING).unwrap();
+    donate(&scene, PENDING + 0x1_0000).unwrap();
+    for base in [GICR, GICR_1] {
+        assert_eq!(donate(&scene, new_properties), Err(Status::WrongState));
+        scene.store(base, 4, 0);
+    }
+    for page in [PROPERTIES, new_properties, new_pending] {
+        donate(&scene, page).unwrap();
+    }
+}
+
+#[test]
+fn there_is_an_end_to_configuration_tables() {
+    let scene = Scene::new(|gic| gic.lpis_can_end = true);
+    scene.call(Function::GuestCreate, [0; 4]).unwrap();
+    assert!(enable_one(&scene, GICR_1, PROPERTIES, PENDING));
+    let other = |n: u64| PROPERTIES + 0x100_0000 + n * 0x1_0000;
+    for n in 0..15 {
+        assert!(enable(&scene, other(n), PENDING + 0x1_0000), "{n}");
+        scene.store(GICR, 4, 0);
+    }
+    assert!(!enable(&scene, other(15), PENDING + 0x1_0000));
+    // Nothing of it is pinned, one that was there is there still, and when all are off there may be others again.
+    donate(&scene, other(15)).unwrap();
+    donate(&scene, PENDING + 0x1_0000).unwrap();
+    assert!(enable(&scene, other(3), PENDING + 0x2_0000));
+    for base in [GICR, GICR_1] {
+        scene.store(base, 4, 0);
+    }
+    assert!(enable(&scene, other(16), PENDING));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_the_host_writes_the_tables_in_use_are_its_own(
         stores in prop::collection::vec(
-            (prop_oneof![Just(0u64), Just(0x70), Just(0x78), Just(0x74), Just(0x7c), 0u64..0x1000], 0u8..4,
+            (prop_oneof![Just(0u64), Just(0x70), Just(0x78), Just(0x74), Just(0x7c), 0u64..0x1000], 0u8..4, any::<bool>(),
              prop_oneof![
                 any::<u64>(), Just(1), Just(0), Just(PROPERTIES | ID_BITS), Just(PENDING), Just(POOL | ID_BITS),
                 (0u64..64).prop_map(|n| (RAM + n * 0x10_0000) | n)
@@ -120,8 +173,8 @@ proptest! {
     ) {
         let scene = Scene::new(|gic| gic.lpis_can_end = can_end);
         scene.call(Function::GuestCreate, [0; 4]).unwrap();
-        for (offset, size_log2, value) in stores {
-            scene.store(GICR + offset, 1 << size_log2, value);
+        for (offset, size_log2, second, value) in stores {
+            scene.store(if second { GICR_1 } else { GICR } + offset, 1 << size_log2, value);
             scene.assert_lpi_tables_stay();
         }
     }

@@ -19,6 +19,8 @@ use crate::platform::{Heap, Platform};
 
 pub const GICD: u64 = 0x0800_0000;
 pub const GICR: u64 = 0x080a_0000;
+/// The second Redistributor.
+pub const GICR_1: u64 = GICR + 0x2_0000;
 pub const ITS: u64 = 0x0808_0000;
 /// The hypervisor's pool: large enough for tables of 16-bit DeviceIDs.
 pub const POOL: u64 = RAM + (32 << 20);
@@ -34,8 +36,11 @@ pub struct State {
     mapped: BTreeMap<(u64, u64), u64>,
     /// LPIs that were made pending.
     pub delivered: Vec<u64>,
-    /// What a Redistributor reads and writes, while its LPIs are on.
+    /// What Redistributors read and write: the pending table of each that has LPIs on, and every configuration table that one of
+    /// them was given since all were off. They have it in common, and which one counts is UNPREDICTABLE.
     pub lpi_tables: Vec<PhysRange>,
+    /// The pending tables among these, by RD_base.
+    pending_tables: BTreeMap<u64, PhysRange>,
     /// EnableLPIs can be cleared.
     pub lpis_can_end: bool,
     /// The ITS consumes no command.
@@ -112,14 +117,19 @@ impl State {
         if matches!(first & 0xff, 0x01 | 0x09 | 0x0a | 0x0b | 0x0d) {
             assert!((third & 0xffff) * ENTRY_BYTES < collections.1, "there is no such collection");
         }
-        // The only Redistributor is processor 0.
-        let target = |word: u64| word >> 16 & 0xf_ffff_ffff;
+        // The Redistributors are processors 0 and 1.
+        let target = |word: u64| match word >> 16 & 0xf_ffff_ffff {
+            0 => GICR,
+            1 => GICR_1,
+            other => panic!("there is no Redistributor {other}"),
+        };
         match first & 0xff {
-            0x05 => assert_eq!(target(third), 0, "SYNC of a Redistributor that there is not"),
-            0x09 if third >> 63 == 1 => assert_eq!(target(third), 0, "MAPC to one that there is not"),
+            0x05 => drop(target(third)),
+            0x09 if third >> 63 == 1 => drop(target(third)),
             0x0e => {
-                assert_eq!((target(third), target(fourth)), (0, 0), "MOVALL of one that there is not");
-                assert!(!self.lpi_tables.is_empty(), "MOVALL without pending tables");
+                let have_tables =
+                    [third, fourth].iter().all(|word| self.pending_tables.contains_key(&target(*word)));
+                assert!(have_tables, "MOVALL without pending tables");
             }
             0x0a | 0x0b => {
                 let intid = if first & 0xff == 0x0a { second >> 32 } else { second & 0xffff_ffff };
@@ -157,28 +167,36 @@ impl State {
         }
     }
 
-    fn lpis(&mut self, ctlr: u32) {
-        let on = !self.lpi_tables.is_empty();
-        match (ctlr & 1 != 0, on) {
-            (true, false) => {
-                let (prop, pend) = (self.register(GICR + 0x70), self.register(GICR + 0x78));
+    fn lpis(&mut self, base: u64, ctlr: u32) {
+        match (ctlr & 1 != 0, self.pending_tables.get(&base).copied()) {
+            (true, None) => {
+                let (prop, pend) = (self.register(base + 0x70), self.register(base + 0x78));
                 let bits = (prop & 0x1f) + 1;
-                self.lpi_tables = Vec::from([
-                    range(prop & 0x000f_ffff_ffff_f000, (1 << bits) - 8192),
-                    range(pend & 0x000f_ffff_ffff_0000, (1 << bits) / 8),
-                ]);
+                let pending = range(pend & 0x000f_ffff_ffff_0000, (1 << bits) / 8);
+                self.lpi_tables.extend([range(prop & 0x000f_ffff_ffff_f000, (1 << bits) - 8192), pending]);
+                self.pending_tables.insert(base, pending);
             }
-            (false, true) if self.lpis_can_end => {
+            (false, Some(_)) if self.lpis_can_end => {
                 self.pending_reads = self.write_pending;
                 if self.pending_reads == 0 {
-                    self.lpi_tables.clear();
+                    self.end_lpis(base);
                 }
             }
             _ => {}
         }
         let is_ending = ctlr & 1 == 0 && self.lpis_can_end;
-        let ctlr = ctlr & !1 | u32::from(!self.lpi_tables.is_empty() && !is_ending);
-        self.registers.insert(GICR, u64::from(ctlr) | if self.lpis_can_end { 1 << 1 } else { 0 });
+        let ctlr = ctlr & !1 | u32::from(self.pending_tables.contains_key(&base) && !is_ending);
+        self.registers.insert(base, u64::from(ctlr) | if self.lpis_can_end { 1 << 1 } else { 0 });
+    }
+
+    /// A Redistributor that was told to turn LPIs off has done it.
+    fn end_lpis(&mut self, base: u64) {
+        let Some(pending) = self.pending_tables.remove(&base) else { return };
+        let index = self.lpi_tables.iter().position(|table| *table == pending);
+        self.lpi_tables.remove(index.expect("it was added with the other"));
+        if self.pending_tables.is_empty() {
+            self.lpi_tables.clear();
+        }
     }
 }
 
@@ -201,7 +219,7 @@ impl Memory for GicPlatform {
 }
 
 const fn is_gic(address: PhysAddr) -> bool {
-    address.0 >= GICD && address.0 < GICR + 0x2_0000
+    address.0 >= GICD && address.0 < GICR_1 + 0x2_0000
 }
 
 impl Platform for GicPlatform {
@@ -239,7 +257,7 @@ impl Platform for GicPlatform {
         if address.0 == GICR && gic.pending_reads != 0 {
             gic.pending_reads -= 1;
             if gic.pending_reads == 0 {
-                gic.lpi_tables.clear();
+                gic.end_lpis(GICR);
             }
             // GICR_CTLR.RWP.
             return value | 1 << 3;
@@ -257,7 +275,7 @@ impl Platform for GicPlatform {
                 gic.registers.insert(ITS, u64::from(value & 1 | (!value & 1) << 31));
                 gic.consume(&self.memory);
             }
-            GICR => gic.lpis(value),
+            base @ (GICR | GICR_1) => gic.lpis(base, value),
             other => drop(gic.registers.insert(other, value.into())),
         }
     }
@@ -268,8 +286,10 @@ impl Platform for GicPlatform {
 
     fn write_register_u64(&self, address: PhysAddr, value: u64) {
         let mut gic = self.gic.lock().unwrap();
-        if matches!(address.0, 0x080a_0070 | 0x080a_0078) {
-            assert!(gic.lpi_tables.is_empty(), "{address} is written while LPIs are on");
+        if let base @ (GICR | GICR_1) = address.0 & !0x1_ffff
+            && matches!(address.0 - base, 0x70 | 0x78)
+        {
+            assert!(!gic.pending_tables.contains_key(&base), "{address} is written while LPIs are on");
         }
         let fixed = match address.0 - ITS {
             0x100 => 1 << 56 | (ENTRY_BYTES - 1) << 48,
@@ -320,13 +340,16 @@ pub struct Scene(pub Box<Hypervisor<GicPlatform>>);
 impl Scene {
     pub fn new(prepare: impl Fn(&mut State)) -> Self {
         let platform = GicPlatform::default();
-        let machine = machine(&platform.memory);
+        let mut machine = machine(&platform.memory);
+        machine.redistributors.clear();
+        machine.redistributors.push(range(GICR, 0x4_0000)).unwrap();
         {
             let mut gic = platform.gic.lock().unwrap();
             // GICD_TYPER: LPIs, INTIDs of 16 bits.
             gic.registers.insert(GICD + 4, 15 << 19 | 1 << 17);
-            // GICR_TYPER: Last, PLPIS.
-            gic.registers.insert(GICR + 8, 1 << 4 | 1);
+            // GICR_TYPER: PLPIS, the second one's Processor_Number and Last.
+            gic.registers.insert(GICR + 8, 1);
+            gic.registers.insert(GICR_1 + 8, 1 << 8 | 1 << 4 | 1);
             gic.registers.insert(ITS, 1 << 31);
             // GITS_TYPER: Devbits and ID_bits 16, entries of 8 bytes, physical LPIs.
             gic.registers.insert(ITS + 8, 15 << 13 | 15 << 8 | (ENTRY_BYTES - 1) << 4 | 1);
@@ -399,6 +422,7 @@ impl State {
     /// The GIC has no LPIs (GICD_TYPER.LPIS, GICR_TYPER.PLPIS).
     pub fn hide_lpis(&mut self) {
         self.registers.insert(GICD + 4, 15 << 19);
-        self.registers.insert(GICR + 8, 1 << 4);
+        self.registers.insert(GICR + 8, 0);
+        self.registers.insert(GICR_1 + 8, 1 << 8 | 1 << 4);
     }
 }
