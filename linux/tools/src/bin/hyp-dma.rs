@@ -9,8 +9,11 @@ extern crate alloc;
 mod program {
     use alloc::format;
     use alloc::string::String;
+    use alloc::vec::Vec;
+    use core::iter;
     use host_shim::devices::testdev;
     use host_shim::host::{DMA_VALUE, Dma};
+    use hyp_iommu::device::Errno;
     use hyp_iommu::number;
     use hyp_iommu::system::vfio::Function;
     use hyp_iommu::system::{self, Access, File, Own, PAGE_BYTES, Registers};
@@ -20,8 +23,7 @@ hyp-dma write FUNCTION IOVA PHYSICAL   has it write to IOVA, and says whether th
 hyp-dma own FUNCTION                   the same with a page of its own, at its physical address
 hyp-dma look FUNCTION PHYSICAL         has it write to a page of its own, and says whether PHYSICAL has the same value
 hyp-dma vfio FUNCTION GROUP            maps a page of its own with VFIO, and has it write there
-hyp-dma unmapped FUNCTION GROUP        the same after the page was unmapped again
-hyp-dma vfio FUNCTION GROUP PHYSICAL   maps physical memory with VFIO by way of /dev/mem, and has it write there
+hyp-dma attack FUNCTION GROUP [PHYSICAL ...]   the same, then when it is unmapped, then to physical memory that is mapped by way of /dev/mem
 A function is for example 0000:00:02.0; the value that is written is 0x12345678.";
 
     /// Where a page is mapped with VFIO. No address of RAM, so that nothing but the mapping leads anywhere.
@@ -37,6 +39,9 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
         }
     }
 
+    /// What [`write_own`] says when all is well.
+    const LANDED: &str = "landed, the value is there";
+
     /// Writes to a page of our own at an I/O address: how it ended, and whether the CPU sees it.
     fn write_own(registers: &Registers, iova: u64, page: &mut Own) -> String {
         page.set(0, 0);
@@ -45,37 +50,63 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
         format!("{ended}, {seen}")
     }
 
-    /// What a program maps with VFIO.
-    enum Mapped {
-        /// A page of its own.
-        Own,
-        /// The same, and takes the mapping away again.
-        Unmapped,
-        /// What is at a physical address.
-        Physical(u64),
+    /// A function in the hands of VFIO, with a page of our own mapped at [`IOVA`].
+    struct ByVfio {
+        registers: Registers,
+        function: Function,
+        page: Own,
     }
 
-    fn vfio(name: &str, group: &str, mapped: &Mapped) -> Result<String, String> {
-        let function = Function::open(name, number::parse(group)?)?;
-        let registers = function.enable(0)?;
-        let mut page = Own::new()?;
-        let refused =
-            |error: hyp_iommu::device::Errno| format!("VFIO does not map it: Linux's error {}", error.0);
-        if let Mapped::Physical(physical) = *mapped {
+    fn refused(Errno(number): Errno) -> String {
+        format!("VFIO does not map it: Linux's error {number}")
+    }
+
+    impl ByVfio {
+        fn new(name: &str, group: &str) -> Result<Self, String> {
+            let function = Function::open(name, number::parse(group)?)?;
+            let registers = function.enable(0)?;
+            let page = Own::new()?;
+            function.map_own(&page, IOVA).map_err(refused)?;
+            Ok(Self { registers, function, page })
+        }
+
+        /// Writes to the page.
+        fn own(&mut self) -> String {
+            write_own(&self.registers, IOVA, &mut self.page)
+        }
+
+        /// Writes to the page when it is mapped no more, or to what is at a physical address and mapped in its place.
+        fn attack(&self, physical: Option<u64>) -> Result<String, String> {
+            self.function.unmap(IOVA).map_err(refused)?;
+            let Some(physical) = physical else {
+                return Ok(write(&self.registers, IOVA, self.page.physical()));
+            };
             let (start, offset) = (physical & !(PAGE_BYTES - 1), physical % PAGE_BYTES);
             let memory = Registers::new(&File::open("/dev/mem", Access::ReadWrite)?, start);
-            let memory = memory
-                .map_err(|error| format!("/dev/mem does not map {start:#x}: Linux's error {}", error.0))?;
-            function.map_registers(&memory, IOVA).map_err(refused)?;
-            return Ok(format!("{} at {:#x}\n", write(&registers, IOVA + offset, physical), IOVA + offset));
+            let memory = memory.map_err(|Errno(number)| {
+                format!("/dev/mem does not map {start:#x}: Linux's error {number}")
+            })?;
+            self.function.map_registers(&memory, IOVA).map_err(refused)?;
+            Ok(write(&self.registers, IOVA + offset, physical))
         }
-        function.map_own(&page, IOVA).map_err(refused)?;
-        if matches!(mapped, Mapped::Unmapped) {
-            // Once while it is mapped, so that the SMMU may have it cached.
-            write(&registers, IOVA, page.physical());
-            function.unmap(IOVA).map_err(refused)?;
+    }
+
+    /// Each attack after a write to the page, so that the SMMU has that in its caches.
+    fn attack_by_vfio(name: &str, group: &str, physical: &[&str]) -> Result<String, String> {
+        let mut by_vfio = ByVfio::new(name, group)?;
+        let mut said = by_vfio.own();
+        let physical: Vec<u64> = physical.iter().map(|text| number::parse(text)).collect::<Result<_, _>>()?;
+        for place in iter::once(None).chain(physical.into_iter().map(Some)) {
+            said += &format!("; {}", by_vfio.attack(place)?);
+            if place.is_some() {
+                by_vfio.function.unmap(IOVA).map_err(refused)?;
+            }
+            by_vfio.function.map_own(&by_vfio.page, IOVA).map_err(refused)?;
+            if by_vfio.own() != LANDED {
+                said += ", and then its own page is out of its reach";
+            }
         }
-        Ok(format!("{} at {IOVA:#x}\n", write_own(&registers, IOVA, &mut page)))
+        Ok(format!("{said}\n"))
     }
 
     fn main(typed: &[&str]) -> Result<String, String> {
@@ -87,7 +118,7 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
             ["own", function] => {
                 let (registers, mut page) = (system::function(function)?, Own::new()?);
                 let physical = page.physical();
-                Ok(format!("{} at {physical:#x}\n", write_own(&registers, physical, &mut page)))
+                Ok(format!("{}\n", write_own(&registers, physical, &mut page)))
             }
             ["look", function, physical] => {
                 let (registers, page) = (system::function(function)?, Own::new()?);
@@ -97,11 +128,8 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
                     other => Err(format!("the device cannot look: {other}")),
                 }
             }
-            ["vfio", function, group] => vfio(function, group, &Mapped::Own),
-            ["vfio", function, group, physical] => {
-                vfio(function, group, &Mapped::Physical(number::parse(physical)?))
-            }
-            ["unmapped", function, group] => vfio(function, group, &Mapped::Unmapped),
+            ["vfio", function, group] => Ok(format!("{}\n", ByVfio::new(function, group)?.own())),
+            ["attack", function, group, ref physical @ ..] => attack_by_vfio(function, group, physical),
             [] | ["help"] => Ok(format!("{HELP}\n")),
             _ => Err(format!("'{}' is nothing that hyp-dma does. There are:\n{HELP}", typed.join(" "))),
         }
