@@ -43,10 +43,7 @@ impl fmt::Display for Errno {
                 "the module has no pages there: `hyp-iommu memory` lists them, `hyp-iommu allocate SIZE` makes some"
             }
             Self::NO_MEMORY => "Linux has no such pages free: take fewer",
-            Self::BUSY => {
-                "Linux would be hurt: a page of the range is not the host's alone (reclaim or unshare it first), or a driver is \
-                 bound to the device (unbind it first)"
-            }
+            Self::BUSY => "a page of the range is not the host's alone: reclaim it, unshare it, or take it back from the pool",
             Self::INVALID => "a size must be a power of two from the ownership unit to 2M, an address of a word a multiple of 8",
             Self::NO_REQUEST => "the module does not know that request: it is older than this program",
             Self::NO_SPACE => "the module's table of pages is full: free some",
@@ -70,10 +67,15 @@ impl<D: Device + ?Sized> Caller for Calling<'_, D> {
     }
 }
 
+/// Linux's error number, when it was the module that refused a call.
+pub fn errno(refused: Refused) -> Option<Errno> {
+    (refused.code >> 32 == REFUSED_BY_LINUX >> 32).then_some(Errno(refused.code as i32))
+}
+
 /// What to tell of a call that did not succeed.
 pub fn explain(refused: Refused) -> String {
-    if refused.code & REFUSED_BY_LINUX != 0 && refused.status().is_none() {
-        return Errno(refused.code as i32).to_string();
+    if let Some(errno) = errno(refused) {
+        return errno.to_string();
     }
     let Some(status) = refused.status() else { return refused.to_string() };
     let reason = abi::Reason::ALL.iter().find(|&&reason| reason as u64 == refused.detail);
@@ -102,7 +104,7 @@ mod tests {
             explain(Calling(&device).call(abi::Function::Version, [0; 4]).expect_err("it refuses"))
         };
         assert!(of_linux(2).contains("hyp-iommu memory"));
-        assert!(of_linux(16).contains("unbind"));
+        assert!(of_linux(16).contains("reclaim it"));
         assert_eq!(of_linux(5), "Linux's error 5");
         let of_the_hypervisor =
             |status: Status, detail| explain(Refused { code: status.to_register(), detail });

@@ -11,7 +11,11 @@ use host_shim::call::{Caller, Calls, DomainCalls, Refused};
 use hyp_iommu_uapi::Request;
 
 use crate::command::{self, Command};
-use crate::device::{Calling, Device, explain};
+use crate::device::{Calling, Device, Errno, errno, explain};
+
+/// Why the module refuses to attach.
+const DRIVEN: &str = "a driver of Linux's is bound to the device: unbind it, then have Linux let go of the function with \
+                      `echo 1 >/sys/bus/pci/devices/FUNCTION/remove`";
 
 /// Does a command with a device: what to print.
 ///
@@ -41,7 +45,11 @@ pub fn run<D: Device + ?Sized>(command: &Command, device: &D) -> Result<String, 
         Command::Domain { domain } => show::domain(&calls, domain),
         Command::Owner { start } => show::owner(&calls, start),
         Command::Attach { smmu, stream, domain, flags } => {
-            call(Function::StreamAttach, [smmu, stream, domain, flags])?;
+            let attached = calls.call(Function::StreamAttach, [smmu, stream, domain, flags]);
+            attached.map_err(|refused| match errno(refused) {
+                Some(Errno::BUSY) => DRIVEN.into(),
+                _ => explain(refused),
+            })?;
             show::stream(&calls, smmu, stream)
         }
         Command::Detach { smmu, stream } => {

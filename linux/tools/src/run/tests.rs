@@ -1,7 +1,6 @@
 //! Commands on a hypervisor that is made of a few answers.
 
 use super::*;
-use crate::device::Errno;
 use abi::Status;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -56,6 +55,7 @@ impl Device for Fake {
         self.asked.borrow_mut().push((request, record));
         let [word0, x1, x2, x3, x4] = record;
         match request {
+            Request::Call if word0 == Function::StreamAttach.id().into() => Err(Errno::BUSY),
             Request::Version => Ok([1 << 16, 1 << 16 | 1, 0, 0, 0]),
             Request::Call => Ok(self.answer(word0, [x1, x2, x3, x4])),
             Request::Allocate => Ok([PAGE, word0, 0, 0, 0]),
@@ -130,7 +130,8 @@ fn a_refusal_says_what_was_wrong_and_what_is_right() {
     let fake = Fake::default();
     let refused = |text| typed(&fake, text).expect_err(text);
     assert!(refused("donate 0x48000000 4K 1").starts_with("WrongState: A page of the range is not"));
-    assert!(refused("free 0x48000000").contains("reclaim or unshare it first"));
+    assert!(refused("free 0x48000000").contains("reclaim it"));
+    assert!(refused("attach 0 0x10 1").contains("/remove"));
     let asked = fake.asked.borrow().len();
     assert!(refused("donate 0x50000000 4K 65").contains("from 1 to 64"));
     assert!(refused("guest teardown 0").contains("hyp-iommu guest create"));
