@@ -21,6 +21,9 @@ mod program {
     const HELP: &str = "\
 hyp-dma write FUNCTION IOVA PHYSICAL   has it write to IOVA, and says whether that landed at PHYSICAL
 hyp-dma own FUNCTION                   the same with a page of its own, at its physical address
+hyp-dma enable FUNCTION                lets it do DMA, and answer accesses of its registers
+hyp-dma at REGISTERS                   as `own`, by the address of the registers, when Linux does not know the function
+hyp-dma at REGISTERS PHYSICAL          the same to a physical address
 hyp-dma look FUNCTION PHYSICAL         has it write to a page of its own, and says whether PHYSICAL has the same value
 hyp-dma vfio FUNCTION GROUP            maps a page of its own with VFIO, and has it write there
 hyp-dma attack FUNCTION GROUP [PHYSICAL ...]   the same, then when it is unmapped, then to physical memory that is mapped by way of /dev/mem
@@ -61,6 +64,12 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
         format!("VFIO does not map it: Linux's error {number}")
     }
 
+    /// A page of physical memory that Linux does not use itself.
+    fn memory(start: u64) -> Result<Registers, String> {
+        let memory = Registers::new(&File::open("/dev/mem", Access::ReadWrite)?, start);
+        memory.map_err(|Errno(number)| format!("/dev/mem does not map {start:#x}: Linux's error {number}"))
+    }
+
     impl ByVfio {
         fn new(name: &str, group: &str) -> Result<Self, String> {
             let function = Function::open(name, number::parse(group)?)?;
@@ -82,10 +91,7 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
                 return Ok(write(&self.registers, IOVA, self.page.physical()));
             };
             let (start, offset) = (physical & !(PAGE_BYTES - 1), physical % PAGE_BYTES);
-            let memory = Registers::new(&File::open("/dev/mem", Access::ReadWrite)?, start);
-            let memory = memory.map_err(|Errno(number)| {
-                format!("/dev/mem does not map {start:#x}: Linux's error {number}")
-            })?;
+            let memory = memory(start)?;
             self.function.map_registers(&memory, IOVA).map_err(refused)?;
             Ok(write(&self.registers, IOVA + offset, physical))
         }
@@ -117,6 +123,16 @@ A function is for example 0000:00:02.0; the value that is written is 0x12345678.
             }
             ["own", function] => {
                 let (registers, mut page) = (system::function(function)?, Own::new()?);
+                let physical = page.physical();
+                Ok(format!("{}\n", write_own(&registers, physical, &mut page)))
+            }
+            ["enable", function] => system::function(function).map(|_| String::new()),
+            ["at", registers, physical] => {
+                let physical = number::parse(physical)?;
+                Ok(format!("{}\n", write(&memory(number::parse(registers)?)?, physical, physical)))
+            }
+            ["at", registers] => {
+                let (registers, mut page) = (memory(number::parse(registers)?)?, Own::new()?);
                 let physical = page.physical();
                 Ok(format!("{}\n", write_own(&registers, physical, &mut page)))
             }

@@ -8,6 +8,14 @@ says() {
     [ "$said" = "$wanted" ] || { echo "$*: '$said', not '$wanted'"; return 1; }
 }
 
+# begins WANTED COMMAND...: whether what it says begins so.
+begins() {
+    local wanted=$1 said
+    shift
+    said=$("$@" 2>&1)
+    case $said in "$wanted"*) ;; *) echo "$*: '$said', not '$wanted...'"; return 1 ;; esac
+}
+
 # refuses WHY COMMAND...: whether a command fails and says that.
 refuses() {
     local why=$1 said
@@ -37,7 +45,7 @@ donate_and_reclaim() {
     says "" hyp-iommu guest destroy $guest && says "" hyp-iommu memory
 }
 
-# attach_and_detach FUNCTION: it goes to a guest when Linux has let go of it, and comes back.
+# attach_and_detach FUNCTION: calls have its stream when Linux has let go of it, and it comes back.
 attach_and_detach() {
     local function=$1 smmu stream guest status
     smmu=$(hyp-iommu smmus | sed -n "s/^SMMU \([0-9]*\): registers at 0x$(smmu_of $function),.*/\1/p")
@@ -54,7 +62,7 @@ attach_and_detach() {
     fi
     refuses "Busy" hyp-iommu attach $smmu $stream $guest || return 1
     refuses "UnknownDomain" hyp-iommu attach $smmu $stream 0x10000000041 || return 1
-    stream_of_a_guest $function $smmu $stream $guest
+    stream_of_a_call $function $smmu $stream $guest
     status=$?
     # Only then: while a guest has a function, Linux must not look for functions there.
     says "" hyp-iommu guest teardown $guest || return 1
@@ -66,22 +74,28 @@ attach_and_detach() {
     }
 }
 
-# stream_of_a_guest FUNCTION SMMU STREAM GUEST
-stream_of_a_guest() {
-    local function=$1 stream="SMMU $2, StreamID $3" guest=$4
+# stream_of_a_call FUNCTION SMMU STREAM GUEST: first in the host's domain, then in the guest's.
+stream_of_a_call() {
+    local function=$1 smmu=$2 stream=$3 guest=$4 name="SMMU $2, StreamID $3" registers
+    hyp-dma enable $function || return 1
+    registers=$(cut -d' ' -f1 $functions/$function/resource | head -n 1)
     echo 1 >$functions/$function/remove
-    says "$stream: unattached, its DMA faults" hyp-iommu stream $2 $3 || return 1
-    case $(hyp-iommu attach $2 $3 $guest) in
-        "$stream: domain $guest (memory of guest $guest), VMID "*) ;;
-        *) hyp-iommu attach $2 $3 $guest; return 1 ;;
-    esac
-    case $(hyp-iommu domain $guest) in
-        "domain $guest (memory of guest $guest): 1 streams, 0 vSMMUs, VMID "*" on SMMU $2 (1 streams)") ;;
-        *) hyp-iommu domain $guest; return 1 ;;
-    esac
-    refuses "Busy" hyp-iommu attach $2 $3 $guest || return 1
+    says "$name: unattached, its DMA faults" hyp-iommu stream $smmu $stream || return 1
+    says "faulted, the value is not there" hyp-dma at $registers || return 1
+
+    begins "$name: domain 0 (the host's), VMID " hyp-iommu attach $smmu $stream 0 || return 1
+    says "landed, the value is there" hyp-dma at $registers || return 1
+    says faulted hyp-dma at $registers $(hypervisor_memory) || return 1
+    says "F_TRANSLATION SMMU $smmu StreamID $stream write $(hypervisor_memory)" hyp-iommu events || return 1
+    says "" hyp-iommu events || return 1
+    says "$name: unattached, its DMA faults" hyp-iommu detach $smmu $stream || return 1
+    says "faulted, the value is not there" hyp-dma at $registers || return 1
+
+    begins "$name: domain $guest (memory of guest $guest), VMID " hyp-iommu attach $smmu $stream $guest || return 1
+    begins "domain $guest (memory of guest $guest): 1 streams, 0 vSMMUs, VMID " hyp-iommu domain $guest || return 1
+    refuses "Busy" hyp-iommu attach $smmu $stream $guest || return 1
     refuses "Busy" hyp-iommu guest destroy $guest || return 1
-    says "$stream: unattached, its DMA faults" hyp-iommu detach $2 $3
+    says "$name: unattached, its DMA faults" hyp-iommu detach $smmu $stream
 }
 
 check_calls() {
@@ -96,9 +110,8 @@ check_calls() {
         attach_and_detach $function || { echo "$function: see above"; return 1; }
         count=$((count + 1))
     done
-    says "" hyp-iommu events || return 1
     [ $(hyp-iommu statistics | wc -l) -gt 10 ] || { hyp-iommu statistics; return 1; }
-    echo "$(hyp-iommu version | head -n 2 | tr '\n' ','): $nodes SMMUs, pages there and back, $count devices"
+    echo "$(hyp-iommu version | head -n 2 | tr '\n' ';')$nodes SMMUs, pages there and back, $count devices"
 }
 
 check calls "what hyp-iommu is told to do done, and what would hurt Linux refused"
