@@ -346,7 +346,12 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
                     return Ok(Progress::Again);
                 }
                 aborted += 1;
-                if let Err(SetStreamError::Fault(fault)) = self.set_stream(stream, None) {
+                let mut set = self.set_stream(stream, None);
+                if set == Err(SetStreamError::Fault(Fault::Incomplete)) {
+                    // What fails once may succeed the second time.
+                    set = self.set_stream(stream, None);
+                }
+                if let Err(SetStreamError::Fault(fault)) = set {
                     return Err(fault);
                 }
             }

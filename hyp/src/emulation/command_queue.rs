@@ -244,8 +244,12 @@ impl EmulatedSmmu {
                 if !budget.take(SET_UNITS) {
                     return Batch::UsedUp;
                 }
-                if self.is_active() && backend.next_stream(stream) == Some(stream) {
-                    self.set_from_table(backend, stream);
+                if self.is_active()
+                    && backend.next_stream(stream) == Some(stream)
+                    && self.set_from_table(backend, stream) == Err(Fault::Incomplete)
+                {
+                    self.command_error(backend, CommandError::ABORT);
+                    return Batch::Stopped;
                 }
             }
             Some(Request::Streams { first, last }) => {

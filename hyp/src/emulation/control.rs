@@ -2,7 +2,7 @@
 
 use super::registers::{CMDQEN, SMMUEN};
 use super::stream_table::Walk;
-use super::{Backend, Budget, EmulatedSmmu};
+use super::{Backend, Budget, EmulatedSmmu, Fault};
 use crate::memory::Progress;
 
 /// How far the streams are from what CR0.SMMUEN says.
@@ -44,8 +44,10 @@ impl EmulatedSmmu {
             match backend.abort_all_step() {
                 Ok(Progress::Again) => return Progress::Again,
                 Ok(Progress::Done) => {}
-                // An SMMU that does not even do that is turned off, and everything aborts.
-                Err(fault) => self.fail(backend, fault),
+                // Something may pass still: that is not acknowledged.
+                Err(Fault::Incomplete) => return Progress::Done,
+                // It is turned off, and everything aborts.
+                Err(Fault::Dead) => self.fail(backend, Fault::Dead),
             }
             self.translation = Translation::Off;
         }

@@ -19,6 +19,9 @@
 //! * An STE that the host may not have makes the stream abort, and C_BAD_STE is recorded when that is noticed, and again when a transaction of it is.
 //! * An STE that cannot be read gives F_STE_FETCH, in a walk over many streams once; so does one that EL2 has no memory for: the
 //!   stream aborts until the driver invalidates that STE again.
+//! * A stream that the SMMU did not let be set is what it was: CERROR_ABT at the command that named it, so that it is tried again when that is
+//!   acknowledged; F_STE_FETCH where it aborts, because SMMUEN goes to 1 or a call gave it back. While a stream cannot be made to abort an
+//!   update of SMMUEN to 0 is not acknowledged, and the next store to CR0 tries again.
 //! * Invalidations that the SMMU did not complete give CERROR_ABT at the first of them, or with an ATC_INV among them CERROR_ATC_INV_SYNC after
 //!   them: acknowledged, they are tried again, or go on. An SMMU that is dead is in service failure mode (12.3).
 
@@ -176,7 +179,7 @@ impl EmulatedSmmu {
     /// Looks at the STE of a stream again: for a stream that came back to the host.
     pub fn refresh_stream(&mut self, backend: &impl Backend, stream: u32) {
         if self.is_active() && backend.next_stream(stream) == Some(stream) {
-            self.set_from_table(backend, stream);
+            self.set_parked(backend, stream);
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The host's stream table (IHI 0070, 3.3.1, 5.1, 6.3.24 and 6.3.25): where an STE lies, and what becomes of it.
 
 use smmuv3::address::PhysAddr;
+use smmuv3::command::CommandError;
 use smmuv3::event::{EventKind, EventRecord};
 use smmuv3::registers::{IDR1, STRTAB_BASE, STRTAB_BASE_CFG};
 use smmuv3::ste::{LEVEL1_BYTES, Level1Descriptor, STE_BYTES, Stage1Claim};
 
-use super::{Backend, Budget, EmulatedSmmu, SET_UNITS, SetStreamError};
+use super::{Backend, Budget, EmulatedSmmu, Fault, SET_UNITS, SetStreamError};
 
 /// A walk over streams, as far as it is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,16 @@ pub(super) enum Found {
     },
 }
 
+impl Found {
+    /// Where the STE is, or the descriptor above it; 0 if there is none.
+    const fn address(self) -> PhysAddr {
+        match self {
+            Self::Entry(_, address) | Self::Unreadable { address, .. } => address,
+            Self::OutOfRange { .. } => PhysAddr(0),
+        }
+    }
+}
+
 impl EmulatedSmmu {
     /// Looks a stream up in the table.
     pub(super) fn look_up(&self, backend: &impl Backend, stream: u32) -> Found {
@@ -81,7 +92,7 @@ impl EmulatedSmmu {
         }
     }
 
-    /// Goes on with a walk: what is left of it when the budget is used up.
+    /// Goes on with a walk: what is left of it when the budget is used up, or when a stream could not be set by a command, which is CERROR_ABT then.
     pub(super) fn walk(&mut self, backend: &impl Backend, walk: Walk, budget: &mut Budget) -> Option<Walk> {
         let Walk { mut next, last, fresh, mut recorded } = walk;
         loop {
@@ -99,7 +110,13 @@ impl EmulatedSmmu {
                     if !budget.take(SET_UNITS) {
                         return Some(Walk { next: stream, last, fresh, recorded });
                     }
-                    self.set(backend, stream, found, &mut recorded);
+                    if self.set(backend, stream, found, &mut recorded) == Err(Fault::Incomplete) {
+                        if !fresh {
+                            self.command_error(backend, CommandError::ABORT);
+                            return Some(Walk { next: stream, last, fresh, recorded });
+                        }
+                        self.record_unreadable(backend, stream, found.address(), &mut recorded);
+                    }
                     stream
                 }
             };
@@ -108,14 +125,35 @@ impl EmulatedSmmu {
     }
 
     /// Looks a stream up and makes it do what the table says.
-    pub(super) fn set_from_table(&mut self, backend: &impl Backend, stream: u32) {
+    ///
+    /// # Errors
+    /// [`Fault`], as [`EmulatedSmmu::set`].
+    pub(super) fn set_from_table(&mut self, backend: &impl Backend, stream: u32) -> Result<(), Fault> {
         let found = self.look_up(backend, stream);
-        self.set(backend, stream, found, &mut false);
+        self.set(backend, stream, found, &mut false)
+    }
+
+    /// As [`EmulatedSmmu::set_from_table`], for a stream that aborts: one that cannot be set is recorded.
+    pub(super) fn set_parked(&mut self, backend: &impl Backend, stream: u32) {
+        let found = self.look_up(backend, stream);
+        let mut recorded = false;
+        if self.set(backend, stream, found, &mut recorded) == Err(Fault::Incomplete) {
+            self.record_unreadable(backend, stream, found.address(), &mut recorded);
+        }
     }
 
     /// Makes a stream do what the table says. What cannot be is recorded as an event: of STEs that could not be read one, if `recorded` is
     /// false.
-    fn set(&mut self, backend: &impl Backend, stream: u32, found: Found, recorded: &mut bool) {
+    ///
+    /// # Errors
+    /// [`Fault`]: the stream is what it was, or the SMMU is dead.
+    fn set(
+        &mut self,
+        backend: &impl Backend,
+        stream: u32,
+        found: Found,
+        recorded: &mut bool,
+    ) -> Result<(), Fault> {
         let claim = match found {
             Found::Entry(claim, _) if claim.is_valid() => Some(claim),
             _ => None,
@@ -131,8 +169,12 @@ impl EmulatedSmmu {
             (Err(SetStreamError::Refused | SetStreamError::NoMemory), _) => {
                 self.record(backend, EventRecord::configuration(EventKind::BAD_STE, stream, None));
             }
-            (Err(SetStreamError::Fault(fault)), _) => self.fail(backend, fault),
+            (Err(SetStreamError::Fault(fault)), _) => {
+                self.fail(backend, fault);
+                return Err(fault);
+            }
         }
+        Ok(())
     }
 
     /// Records F_STE_FETCH unless that was done.

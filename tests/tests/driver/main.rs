@@ -5,6 +5,7 @@
 mod attach;
 mod calls;
 mod events;
+mod failures;
 mod queues;
 mod tables;
 mod unmap;

@@ -109,6 +109,11 @@ fn an_illegal_command_stops_the_queue_where_it_stands() {
         driver.submit();
         assert_eq!(bench.dma(0, 0, SCRATCH), None, "nor is what comes then");
         good(&bench, "stopped");
+        // 7.1: what is illegal is replaced, and the error is not acknowledged yet.
+        let slot = driver.slot(place);
+        assert!(driver.store(slot, 0x46) && driver.store(slot + 8, 0));
+        driver.submit();
+        assert_eq!((bench.dma(0, 0, SCRATCH), driver.consumed().0), (None, place & 0x1ff));
         driver.skip_error();
         assert_eq!((driver.errors(), driver.consumed().0), (0, driver.prod));
         assert_eq!(driver.load(SCRATCH) as u32, 5, "the SYNC is told");
@@ -182,6 +187,22 @@ fn the_word_of_a_sync_goes_to_memory_of_the_hosts_alone() {
     driver.put(&[sync_to(SCRATCH + 4, 0x1234_5678)]);
     driver.submit();
     assert_eq!((driver.errors(), driver.load(SCRATCH) >> 32), (0, 0x1234_5678), "the control");
+}
+
+/// 6.3.26, 6.3.29: the SMMU aligns a queue to its size.
+#[test]
+fn a_base_within_its_queue_is_that_of_the_queue() {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+    let mut driver = Driver::started(&bench, 0);
+    driver.write_cr0(0);
+    driver.write_u64(reg::CMDQ_BASE, driver.layout.commands | 0x7e0 | 8);
+    driver.write_u64(reg::EVENTQ_BASE, driver.layout.events | 0x7e0 | 7);
+    driver.write_cr0(CMDQEN | EVENTQEN | SMMUEN);
+    driver.write_entry(0, BYPASS);
+    assert_eq!(bench.dma(0, 0, SCRATCH), Some(SCRATCH), "its commands are where they should be");
+    assert_eq!(bench.dma(0, 0, IMAGE), None);
+    assert_eq!(driver.events().len(), 1);
+    good(&bench, "aligned");
 }
 
 /// 4.1.7: commands about streams that are not the driver's do nothing.

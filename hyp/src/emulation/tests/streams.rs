@@ -4,7 +4,7 @@ use smmuv3::command::Command;
 use smmuv3::event::{EventKind, EventRecord};
 use smmuv3::registers::{CR0_OFFSET, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET};
 
-use super::super::SetStreamError;
+use super::super::{Fault, SetStreamError};
 use super::driver::{CMDQEN, Driver, EVENTQEN, LEVEL_1, SMMUEN, STREAM};
 use super::rig::{BYPASS, translate};
 use crate::memory::Progress;
@@ -117,6 +117,21 @@ fn smmuen_is_acknowledged_when_all_streams_are_looked_at() {
     }
     driver.rig.write_cr0(CMDQEN | EVENTQEN | SMMUEN);
     assert_eq!(driver.rig.host.set.borrow().len(), 1024);
+}
+
+/// 6.3.9: SMMUEN is 1 to its driver while a stream may pass still; the next store tries again.
+#[test]
+fn an_update_that_the_smmu_does_not_complete_is_not_acknowledged() {
+    let mut driver = Driver::started();
+    driver.write_entry(STREAM, BYPASS);
+    driver.rig.host.abort_faults.borrow_mut().push_back(Fault::Incomplete);
+    driver.rig.write(CR0_OFFSET, CMDQEN);
+    assert_eq!(driver.rig.read(CR0_OFFSET + 4) & SMMUEN, SMMUEN);
+    assert_eq!(driver.rig.host.stream(STREAM), Some(BYPASS));
+    driver.rig.write_cr0(CMDQEN);
+    assert_eq!(driver.rig.host.stream(STREAM), None);
+    driver.reset();
+    assert_eq!(driver.rig.host.stream(STREAM), Some(BYPASS), "the control");
 }
 
 /// 7.4: what is lost before it can be written is an overflow, told once until it is acknowledged.
