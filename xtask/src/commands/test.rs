@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::run::{Host, Machine, prepare};
 use crate::emulator::{self, Entry, Record, Run};
+use crate::linux::Again;
 use crate::machine::{Shape, check};
 use crate::setup::linux::DEFAULT;
 use crate::workspace::Workspace;
@@ -148,25 +149,57 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Debian's Linux as the host: it boots, uses every disk at once with an invalidation for each unmapping, gives devices away and takes them
-/// back, keeps root from harm, and turns the machine off.
-fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    let machine = Machine {
-        smmus: 3,
+/// A run of Linux.
+struct LinuxCase {
+    name: &'static str,
+    cpus: u8,
+    again: Option<Again>,
+    bootargs: &'static str,
+}
+
+/// Linux uses every disk at once with an invalidation for each unmapping, gives devices away and takes them back, keeps root from harm,
+/// and turns the machine off; and it is started anew by a reset, and by itself with everything left on.
+const LINUX_CASES: &[LinuxCase] = &[
+    LinuxCase {
+        name: "linux",
         cpus: 4,
-        memory: "1G".into(),
-        host: Host::Linux,
-        linux_version: DEFAULT.parse()?,
-        native: false,
         again: None,
-        elf: false,
-        icount: false,
-        bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,log,attacks".into(),
-    };
-    let software = machine.prepare(workspace)?;
-    let run = Run { show: false, ..machine.run("linux", workspace, TIMEOUT, false)? };
-    println!("QEMU, linux: {}, {}", run.shape, software.software.host.name);
-    count(&emulator::run(&run, &software.qemu, &software.software)?, tally);
+        bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,log,attacks",
+    },
+    LinuxCase {
+        name: "linux-reboot",
+        cpus: 2,
+        again: Some(Again::Reboot),
+        bootargs: "iommu.strict=1 checks=smmus,log",
+    },
+    LinuxCase {
+        name: "linux-crash",
+        cpus: 2,
+        again: Some(Again::Crash),
+        bootargs: "iommu.strict=1 checks=smmus,log",
+    },
+];
+
+/// Debian's Linux as the host.
+fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    for case in LINUX_CASES {
+        let machine = Machine {
+            smmus: 3,
+            cpus: case.cpus,
+            memory: "1G".into(),
+            host: Host::Linux,
+            linux_version: DEFAULT.parse()?,
+            native: false,
+            again: case.again,
+            elf: false,
+            icount: false,
+            bootargs: case.bootargs.into(),
+        };
+        let software = machine.prepare(workspace)?;
+        let run = Run { show: false, ..machine.run(case.name, workspace, TIMEOUT, false)? };
+        println!("QEMU, {}: {}, {}", case.name, run.shape, software.software.host.name);
+        count(&emulator::run(&run, &software.qemu, &software.software)?, tally);
+    }
     Ok(())
 }
 

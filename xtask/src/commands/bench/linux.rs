@@ -107,10 +107,13 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let linux = &systems[1].prepared.software.host.name;
     println!("{}, {linux}, each system in turn", systems[0].machine.shape()?);
     let mut table = Table::default();
-    boots(&systems, arguments, &workspace, &mut table)?;
-    instructions(&systems[1], arguments, &workspace, &mut table)?;
-    times(&systems, arguments, &workspace, &mut table)?;
-    Ok(table.print())
+    let measured = boots(&systems, arguments, &workspace, &mut table)
+        .and_then(|()| instructions(&systems[1], arguments, &workspace, &mut table))
+        .and_then(|()| times(&systems, arguments, &workspace, &mut table));
+    // What is known is shown also when the rest could not be measured.
+    let kept = table.print();
+    measured?;
+    Ok(kept)
 }
 
 /// Virtual time from the kernel's first line to its first process.

@@ -30,6 +30,8 @@ leave() {
         reboot) reboot -f ;;
         kexec | crash)
             [ $how = kexec ] && options=--load || options=--load-panic
+            # With half of the CPUs it has its tables of LPIs elsewhere, while the CPUs that it leaves out have theirs on where they were.
+            [ $how = crash ] || line="$line nr_cpus=$((($(nproc) + 1) / 2))"
             kexec --kexec-syscall $options /boot/Image --mem-min=$kexec_from --initrd=/sys/firmware/initrd \
                 --command-line="$line" || return 1
             # What the UART still has to say.

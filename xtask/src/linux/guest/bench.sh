@@ -30,9 +30,9 @@ warm_up() {
 bench_time() {
     local round kib count kind
     warm_up || return 1
-    for round in 1 2 3; do
+    for round in 1 2 3 4 5; do
         for kib in 4 64; do
-            count=$((kib == 4 ? 1000 : 300))
+            count=$((kib == 4 ? 800 : 200))
             for kind in read write; do
                 stamp begin
                 transfer $kind $kib $count || return 1
