@@ -284,8 +284,14 @@ fn write_interrupt_controller() {
 
 fn write_debug(ids: &Ids) {
     let mut mdcr = 0;
-    if ids.pmu().is_some() {
+    if let Some(version) = ids.pmu() {
         mdcr |= field(read_sysreg!("pmcr_el0"), 11, 5); // HPMN = PMCR_EL0.N: all counters are EL1's
+        if version >= 4 {
+            mdcr |= 1 << 17; // FEAT_PMUv3p1: HPMD, none of them counts at EL2
+        }
+        if version >= 6 {
+            mdcr |= 1 << 23; // FEAT_PMUv3p5: HCCD, nor does the cycle counter
+        }
     }
     if ids.spe() != 0 && field(read_sysreg!("S3_0_C9_C10_7"), 4, 1) == 0 {
         mdcr |= 0b11 << 12; // PMBIDR_EL1.P = 0: E2PB, the buffer is in EL1's translation, stage 2 included
