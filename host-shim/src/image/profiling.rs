@@ -1,5 +1,7 @@
 //! What the counters of EL1 see of EL2 (DDI 0487, "Performance Monitors Extension").
 
+#![allow(clippy::result_large_err, reason = "there is no allocator, and an error ends the check")]
+
 use core::arch::asm;
 
 use aarch64_cpu::asm::barrier;
