@@ -99,20 +99,12 @@ struct InUse {
     pending: PhysRange,
 }
 
-/// A configuration table that some Redistributor was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Configuration {
-    range: PhysRange,
-    /// Redistributors that have it now.
-    users: u8,
-}
-
 struct Lpis {
     /// Configuration tables, each pinned once, from the first Redistributor that turns LPIs on until the last one turns them off. A
     /// kernel that is started by another one in its place, as by Linux's kexec, finds all LPIs on and turns them off and on with
     /// a table of its own, one Redistributor after the other. Those may have one table in common (GICR_TYPER.CommonLPIAff), and then it is
     /// UNPREDICTABLE which of the two is read.
-    configurations: List<Configuration, { Self::CONFIGURATIONS }>,
+    configurations: List<PhysRange, { Self::CONFIGURATIONS }>,
     /// Bits of an INTID; 0 where LPIs are hidden.
     intid_bits: u8,
     tables: [Tables; Redistributors::CAPACITY],
@@ -342,11 +334,6 @@ impl Lpis {
             && let Some(in_use) = tables.in_use.take()
         {
             services.memory.lock().unpin(p, in_use.pending);
-            if let Some(configuration) =
-                self.configurations.iter_mut().find(|other| other.range == in_use.configuration)
-            {
-                configuration.users = configuration.users.saturating_sub(1);
-            }
             self.let_go_of_configurations(services);
         }
         ctlr
@@ -354,31 +341,30 @@ impl Lpis {
 
     /// If no Redistributor has LPIs on, nothing is read any more.
     fn let_go_of_configurations<P: Platform>(&mut self, services: Services<'_, P>) {
-        if self.configurations.iter().all(|configuration| configuration.users == 0) {
+        if self.tables.iter().all(|tables| tables.in_use.is_none()) {
             let mut memory = services.memory.lock();
-            while let Some(Configuration { range, .. }) = self.configurations.pop() {
-                memory.unpin(services.platform, range);
+            while let Some(configuration) = self.configurations.pop() {
+                memory.unpin(services.platform, configuration);
             }
         }
     }
 
-    /// Pins a configuration table, or counts one more that has it. The error is why not.
+    /// Pins a configuration table, unless it is. The error is why not.
     fn hold_configuration<P: Platform>(
         &mut self,
         services: Services<'_, P>,
-        range: PhysRange,
+        configuration: PhysRange,
     ) -> Result<(), &'static str> {
-        if let Some(configuration) = self.configurations.iter_mut().find(|other| other.range == range) {
-            configuration.users = configuration.users.saturating_add(1);
+        if self.configurations.iter().any(|held| *held == configuration) {
             return Ok(());
         }
         if self.configurations.len() == Self::CONFIGURATIONS {
             return Err("there were too many configuration tables since all LPIs were off");
         }
-        let pinned = services.memory.lock().pin(services.platform, range);
+        let pinned = services.memory.lock().pin(services.platform, configuration);
         pinned.map_err(|_| "its configuration table is not memory of the host's alone")?;
         // There is room, as was looked at.
-        let _ = self.configurations.push(Configuration { range, users: 1 });
+        let _ = self.configurations.push(configuration);
         Ok(())
     }
 
