@@ -119,13 +119,16 @@ impl EmulatedSmmu {
             self.deliver_events(backend);
         }
         match (size_bytes, offset % 8) {
-            (4, 0 | 4) => u64::from(self.registers.read(&self.ids, offset)),
-            (8, 0) => {
-                let low = self.registers.read(&self.ids, offset);
-                u64::from(self.registers.read(&self.ids, offset | 4)) << 32 | u64::from(low)
-            }
+            (4, 0 | 4) => self.word(offset).into(),
+            (8, 0) => u64::from(self.word(offset | 4)) << 32 | u64::from(self.word(offset)),
             _ => 0,
         }
+    }
+
+    /// The word at `offset`, for what is not so frequent that it is worth its own copy of the register file's code.
+    #[inline(never)]
+    fn word(&self, offset: u64) -> u32 {
+        self.registers.read(&self.ids, offset)
     }
 
     /// What [`EmulatedSmmu::read`] gives for an aligned load of a word that only looks; `None` for any other, of which nothing is done.
