@@ -136,17 +136,31 @@ pub trait Host: Caller + Sync {
         Err(DiskError::Absent)
     }
 
+    /// CPU load of 1, 2, 4 or 8 bytes at a multiple of that, in the low bits.
+    fn cpu_load(&self, address: u64, bytes: u8) -> Result<u64, Abort>;
+
+    /// CPU store of the low 1, 2, 4 or 8 bytes at a multiple of that.
+    fn cpu_store(&self, address: u64, bytes: u8, value: u64) -> Result<(), Abort>;
+
     /// CPU read of 32 bits at a multiple of 4.
-    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort>;
+    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort> {
+        self.cpu_load(address, 4).map(|value| value as u32)
+    }
 
     /// CPU write of 32 bits at a multiple of 4.
-    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort>;
+    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
+        self.cpu_store(address, 4, u64::from(value))
+    }
 
     /// CPU read of 64 bits at a multiple of 8.
-    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort>;
+    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
+        self.cpu_load(address, 8)
+    }
 
     /// CPU write of 64 bits at a multiple of 8.
-    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort>;
+    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
+        self.cpu_store(address, 8, value)
+    }
 
     /// First byte of [`SCRATCH_BYTES`] bytes of RAM, aligned to 2 MiB, that are the host's, not shared, and used by nobody else.
     fn scratch(&self) -> u64;

@@ -24,6 +24,11 @@ use std::fmt;
 /// How often the host runs an instruction again before the model gives up.
 const RETRIES: usize = 1000;
 
+/// The bits of so many bytes, 8 at the most.
+const fn low_bytes(bytes: u8) -> u64 {
+    u64::MAX >> (64 - 8 * bytes as u32)
+}
+
 impl Bench {
     /// An access of the host's CPU: where it goes, or what EL2 answered for it. What a store to an emulated SMMU does is taken in.
     pub fn access(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
@@ -147,51 +152,31 @@ impl Host for Bench {
         }
     }
 
-    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort> {
-        match self.access(address, 4, None)? {
-            Ok(target) => {
-                let mut machine = self.machine();
-                match machine.memory.read(target) {
-                    Some(value) => Ok((value >> (8 * (target & 4))) as u32),
-                    None => Ok(machine.read_register_u32(target)),
-                }
-            }
-            Err(value) => Ok(value as u32),
-        }
+    fn cpu_load(&self, address: u64, bytes: u8) -> Result<u64, Abort> {
+        let target = match self.access(address, bytes, None)? {
+            Ok(target) => target,
+            Err(value) => return Ok(value),
+        };
+        let mut machine = self.machine();
+        let value = match machine.memory.read(target & !7) {
+            Some(word) => word >> (8 * (target & 7)),
+            None if bytes == 8 => machine.read_register_u64(target),
+            None => u64::from(machine.read_register_u32(target & !3)) >> (8 * (target & 3)),
+        };
+        Ok(value & low_bytes(bytes))
     }
 
-    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
-        if let Ok(target) = self.access(address, 4, Some(u64::from(value)))? {
+    fn cpu_store(&self, address: u64, bytes: u8, value: u64) -> Result<(), Abort> {
+        if let Ok(target) = self.access(address, bytes, Some(value))? {
             let mut machine = self.machine();
-            match machine.memory.read(target) {
+            match machine.memory.read(target & !7) {
                 Some(old) => {
-                    let shift = 8 * (target & 4);
-                    machine.memory.write(target, old & !(0xffff_ffff << shift) | u64::from(value) << shift);
+                    let shift = 8 * (target & 7);
+                    let kept = old & !(low_bytes(bytes) << shift);
+                    machine.memory.write(target & !7, kept | (value & low_bytes(bytes)) << shift);
                 }
-                None => machine.write_register_u32(target, value),
-            }
-        }
-        Ok(())
-    }
-
-    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
-        match self.access(address, 8, None)? {
-            Ok(target) => {
-                let mut machine = self.machine();
-                match machine.memory.read(target) {
-                    Some(value) => Ok(value),
-                    None => Ok(machine.read_register_u64(target)),
-                }
-            }
-            Err(value) => Ok(value),
-        }
-    }
-
-    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
-        if let Ok(target) = self.access(address, 8, Some(value))? {
-            let mut machine = self.machine();
-            if !machine.memory.write(target, value) {
-                machine.write_register_u64(target, value);
+                None if bytes == 8 => machine.write_register_u64(target, value),
+                None => machine.write_register_u32(target & !3, value as u32),
             }
         }
         Ok(())

@@ -24,19 +24,19 @@ pub struct Cpu;
 
 impl Bus for Cpu {
     fn read_u32(&self, address: u64) -> Result<u32, Abort> {
-        ordered(|| probe::read_u32(address))
+        ordered(|| probe::load(address, 4)).map(|value| value as u32)
     }
 
     fn write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
-        ordered(|| probe::write_u32(address, value))
+        ordered(|| probe::store(address, 4, u64::from(value)))
     }
 
     fn read_u64(&self, address: u64) -> Result<u64, Abort> {
-        ordered(|| probe::read_u64(address))
+        ordered(|| probe::load(address, 8))
     }
 
     fn write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
-        ordered(|| probe::write_u64(address, value))
+        ordered(|| probe::store(address, 8, value))
     }
 
     fn now_ns(&self) -> u64 {
@@ -319,20 +319,12 @@ impl Host for Machine {
         nvme::round_trip(&Cpu, bar, memory, pattern)
     }
 
-    fn cpu_read_u32(&self, address: u64) -> Result<u32, Abort> {
-        Cpu.read_u32(address)
+    fn cpu_load(&self, address: u64, bytes: u8) -> Result<u64, Abort> {
+        ordered(|| probe::load(address, bytes))
     }
 
-    fn cpu_write_u32(&self, address: u64, value: u32) -> Result<(), Abort> {
-        Cpu.write_u32(address, value)
-    }
-
-    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
-        Cpu.read_u64(address)
-    }
-
-    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
-        Cpu.write_u64(address, value)
+    fn cpu_store(&self, address: u64, bytes: u8, value: u64) -> Result<(), Abort> {
+        ordered(|| probe::store(address, bytes, value))
     }
 
     fn scratch(&self) -> u64 {

@@ -7,14 +7,32 @@ use host_shim::host::Abort;
 global_asm!(
     r#"
     .text
-    .global probe_start, probe_end, probe_read_u32, probe_read_u64, probe_write_u32, probe_write_u64
+    .global probe_start, probe_end
+    .global probe_read_u8, probe_read_u16, probe_read_u32, probe_read_u64
+    .global probe_write_u8, probe_write_u16, probe_write_u32, probe_write_u64
 probe_start:
+probe_read_u8:
+    ldrb    w0, [x0]
+    mov     x1, #0
+    ret
+probe_read_u16:
+    ldrh    w0, [x0]
+    mov     x1, #0
+    ret
 probe_read_u32:
     ldr     w0, [x0]
     mov     x1, #0
     ret
 probe_read_u64:
     ldr     x0, [x0]
+    mov     x1, #0
+    ret
+probe_write_u8:
+    strb    w1, [x0]
+    mov     x1, #0
+    ret
+probe_write_u16:
+    strh    w1, [x0]
     mov     x1, #0
     ret
 probe_write_u32:
@@ -37,9 +55,13 @@ struct Answer {
 }
 
 unsafe extern "C" {
+    fn probe_read_u8(address: u64) -> Answer;
+    fn probe_read_u16(address: u64) -> Answer;
     fn probe_read_u32(address: u64) -> Answer;
     fn probe_read_u64(address: u64) -> Answer;
-    fn probe_write_u32(address: u64, value: u32) -> Answer;
+    fn probe_write_u8(address: u64, value: u64) -> Answer;
+    fn probe_write_u16(address: u64, value: u64) -> Answer;
+    fn probe_write_u32(address: u64, value: u64) -> Answer;
     fn probe_write_u64(address: u64, value: u64) -> Answer;
 }
 
@@ -73,27 +95,31 @@ fn result(answer: Answer, address: u64, write: bool) -> Result<u64, Abort> {
     Err(Abort)
 }
 
-/// Reads 32 bits.
-pub fn read_u32(address: u64) -> Result<u32, Abort> {
+/// Loads 1, 2, 4 or 8 bytes; any other number is 8.
+pub fn load(address: u64, bytes: u8) -> Result<u64, Abort> {
     // SAFETY: the access is to a device, to memory shared with devices or to memory of nobody, never to Rust's own objects, and an
     // abort comes back as the answer.
-    result(unsafe { probe_read_u32(address) }, address, false).map(|value| value as u32)
+    let answer = unsafe {
+        match bytes {
+            1 => probe_read_u8(address),
+            2 => probe_read_u16(address),
+            4 => probe_read_u32(address),
+            _ => probe_read_u64(address),
+        }
+    };
+    result(answer, address, false)
 }
 
-/// Writes 32 bits.
-pub fn write_u32(address: u64, value: u32) -> Result<(), Abort> {
-    // SAFETY: as in `read_u32`.
-    result(unsafe { probe_write_u32(address, value) }, address, true).map(|_| ())
-}
-
-/// Reads 64 bits.
-pub fn read_u64(address: u64) -> Result<u64, Abort> {
-    // SAFETY: as in `read_u32`.
-    result(unsafe { probe_read_u64(address) }, address, false)
-}
-
-/// Writes 64 bits.
-pub fn write_u64(address: u64, value: u64) -> Result<(), Abort> {
-    // SAFETY: as in `read_u32`.
-    result(unsafe { probe_write_u64(address, value) }, address, true).map(|_| ())
+/// Stores the low 1, 2, 4 or 8 bytes; any other number is 8.
+pub fn store(address: u64, bytes: u8, value: u64) -> Result<(), Abort> {
+    // SAFETY: as in `load`.
+    let answer = unsafe {
+        match bytes {
+            1 => probe_write_u8(address, value),
+            2 => probe_write_u16(address, value),
+            4 => probe_write_u32(address, value),
+            _ => probe_write_u64(address, value),
+        }
+    };
+    result(answer, address, true).map(|_| ())
 }

@@ -147,22 +147,14 @@ impl Host for Fake {
 
     fn settle(&self) {}
 
-    fn cpu_read_u32(&self, _address: u64) -> Result<u32, Abort> {
-        Err(Abort)
-    }
-
-    fn cpu_write_u32(&self, _address: u64, _value: u32) -> Result<(), Abort> {
-        Err(Abort)
-    }
-
-    fn cpu_read_u64(&self, address: u64) -> Result<u64, Abort> {
-        let inside = (RAM..RAM + RAM_BYTES).contains(&address);
+    fn cpu_load(&self, address: u64, bytes: u8) -> Result<u64, Abort> {
+        let inside = bytes == 8 && (RAM..RAM + RAM_BYTES).contains(&address);
         let read = || self.with(|state| state.memory.get(&address).copied().unwrap_or(0));
         if inside { Ok(read()) } else { Err(Abort) }
     }
 
-    fn cpu_write_u64(&self, address: u64, value: u64) -> Result<(), Abort> {
-        self.cpu_read_u64(address)?;
+    fn cpu_store(&self, address: u64, bytes: u8, value: u64) -> Result<(), Abort> {
+        self.cpu_load(address, bytes)?;
         self.with(|state| state.memory.insert(address, value));
         Ok(())
     }
