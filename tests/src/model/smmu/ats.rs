@@ -120,16 +120,13 @@ impl Smmu {
             return Outcome::Error(CommandError::Illegal);
         }
         if ssid.is_some_and(|ssid| ssid >> self.config.ssid_size() != 0) {
-            self.violation(
-                bus,
-                format_args!("ATC_INV of {ssid:x?}, SSIDSIZE is {}", self.config.ssid_size()),
-            );
+            self.needless.push(format!("ATC_INV of {ssid:x?}, SSIDSIZE is {}", self.config.ssid_size()));
         }
-        // The span is 2^Size pages and a multiple of itself.
+        // The span is 2^Size pages, and the SMMU aligns it.
         let bytes = 1u128 << (12 + size);
         let first = (u128::from(address) & !(bytes - 1)) as u64;
         if first != address {
-            self.violation(bus, format_args!("ATC_INV of {address:#x} is not a multiple of 2^{size} pages"));
+            self.needless.push(format!("ATC_INV of {address:#x} is not a multiple of 2^{size} pages"));
         }
         let last = first + (bytes - 1) as u64;
         if self.atc.silent.contains(&stream) || std::mem::take(&mut self.atc.lose_next) {

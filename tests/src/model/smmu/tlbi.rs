@@ -27,7 +27,7 @@ impl Smmu {
             0x10 => self.doom_combined(bus, &stage1(None, true, None)),
             0x11 => self.doom_combined(bus, &stage1(Some(asid), false, None)),
             0x12 | 0x13 => {
-                let hint = match self.range(bus, low, high, high & !0xfff) {
+                let hint = match self.range(low, high, high & !0xfff) {
                     Ok(Some(hint)) => hint,
                     Ok(None) => return Outcome::Done,
                     Err(error) => return Outcome::Error(error),
@@ -36,7 +36,7 @@ impl Smmu {
                 self.doom_combined(bus, &stage1(asid, true, Some(hint)));
             }
             // 4.4.2 TLBI_S2_IPA: only entries of stage 2 alone.
-            0x2a => match self.range(bus, low, high, high & 0x00ff_ffff_ffff_f000) {
+            0x2a => match self.range(low, high, high & 0x00ff_ffff_ffff_f000) {
                 Ok(Some(hint)) => self.doom_translations(bus, Some(vmid), Some(hint), false),
                 Ok(None) => {}
                 Err(error) => return Outcome::Error(error),
@@ -64,7 +64,7 @@ impl Smmu {
     }
 
     /// 4.4.1.1: NUM [16:12], SCALE [25:20]; Leaf [64], TTL [73:72], TG [75:74]. `None`: the command need not invalidate anything.
-    fn range(&self, bus: &mut Bus, low: u64, high: u64, address: u64) -> Result<Option<Hint>, CommandError> {
+    fn range(&mut self, low: u64, high: u64, address: u64) -> Result<Option<Hint>, CommandError> {
         let leaf_only = high & 1 == 1;
         let tg = bits(high, 11, 10);
         if !self.config.ril() || tg == 0 {
@@ -85,13 +85,10 @@ impl Smmu {
         let unit = level.map_or(granule_log2, |level| level_shift(granule_log2, level));
         // An address or a length that is no multiple of what TTL names need not invalidate anything.
         if address & ((1 << unit) - 1) != 0 || bytes & ((1 << unit) - 1) != 0 {
-            self.violation(
-                bus,
-                format_args!(
-                    "TLBI {:#x} of {address:#x}, {bytes:#x} bytes, with TTL {ttl}: not a multiple",
-                    low as u8
-                ),
-            );
+            let command = low as u8;
+            self.needless.push(format!(
+                "TLBI {command:#x} of {address:#x}, {bytes:#x} bytes, with TTL {ttl}: not a multiple"
+            ));
             return Ok(None);
         }
         let granule_log2 = Some(granule_log2);
