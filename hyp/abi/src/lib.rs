@@ -23,7 +23,7 @@ pub use function::Function;
 pub use handle::{DomainHandle, GuestHandle, ObjectHandle, Principal, Recipient, VsmmuHandle};
 pub use statistic::Statistic;
 pub use status::{Reason, Status};
-pub use table::{Argument, Call, TABLE};
+pub use table::{Argument, Call, Kind, TABLE};
 
 /// Interface version: major in bits 31:16 (a change that breaks callers), minor in bits 15:0 (an addition).
 pub const VERSION: u32 = 1 << 16 | 1;

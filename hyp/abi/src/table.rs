@@ -1,10 +1,45 @@
 //! What each call takes, answers and means: the source of `docs/hypercalls.md`.
 
-use crate::{Function, Status};
+use crate::{Function, MAX_INVALIDATIONS, Statistic, Status, attach, domain_options};
+
+/// What a register of a call stands for: what whoever makes calls at random chooses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A number below this one.
+    Number(u64),
+    /// These bits, each of which may be set.
+    Bits(u64),
+    /// Physical address of a page.
+    Page,
+    /// Physical address of commands.
+    Commands,
+    /// Bytes, from the address before.
+    Size,
+    /// Address in a domain.
+    Ipa,
+    /// Index of an SMMU.
+    Smmu,
+    /// StreamID on the SMMU before, or on that of the vSMMU before.
+    Stream,
+    /// StreamID in a vSMMU.
+    VirtualStream,
+    /// Handle of a guest.
+    Guest,
+    /// Handle of a guest, or 0 for the hypervisor.
+    Recipient,
+    /// Handle of a domain of any kind.
+    Domain,
+    /// Handle of a vSMMU.
+    Vsmmu,
+    /// Word 0 or 1 of a stream table entry.
+    Entry(u8),
+}
 
 /// A register of a call or of its answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Argument {
+    /// What it stands for.
+    pub kind: Kind,
     /// Its name.
     pub name: &'static str,
     /// Its unit, range and meaning.
@@ -28,24 +63,30 @@ pub struct Call {
     pub errors: &'static [Status],
 }
 
+const fn argument(kind: Kind, name: &'static str, doc: &'static str) -> Argument {
+    Argument { kind, name, doc }
+}
+
+/// A result that is nothing but a number.
 const fn register(name: &'static str, doc: &'static str) -> Argument {
-    Argument { name, doc }
+    argument(Kind::Number(u64::MAX), name, doc)
 }
 
 const START: Argument =
-    register("start", "physical address of the first byte; a multiple of the ownership unit");
-const SIZE: Argument = register("size", "bytes; a multiple of the ownership unit, not 0");
+    argument(Kind::Page, "start", "physical address of the first byte; a multiple of the ownership unit");
+const SIZE: Argument = argument(Kind::Size, "size", "bytes; a multiple of the ownership unit, not 0");
 const DONE: Argument =
     register("done", "bytes changed, from `start`; less than `size` when the range is longer than one step");
 const SMMU: Argument =
-    register("smmu", "index of the SMMU, 0 to `SMMU_COUNT` - 1, in the order of the device tree");
-const STREAM: Argument = register("stream", "StreamID on that SMMU");
-const GUEST: Argument = register("guest", "handle of a guest");
-const DOMAIN: Argument = register("domain", "handle of a domain");
-const GUEST_DOMAIN: Argument = register("domain", "what `DOMAIN_CREATE` answered");
-const IPA: Argument = register("ipa", "address in the domain; a multiple of the ownership unit");
-const VSMMU: Argument = register("vsmmu", "handle of a vSMMU");
-const VIRTUAL_STREAM: Argument = register("virtual_stream", "StreamID in the vSMMU, 32 bits");
+    argument(Kind::Smmu, "smmu", "index of the SMMU, 0 to `SMMU_COUNT` - 1, in the order of the device tree");
+const STREAM: Argument = argument(Kind::Stream, "stream", "StreamID on that SMMU");
+const GUEST: Argument = argument(Kind::Guest, "guest", "handle of a guest");
+const DOMAIN: Argument = argument(Kind::Domain, "domain", "handle of a domain");
+const GUEST_DOMAIN: Argument = argument(Kind::Domain, "domain", "what `DOMAIN_CREATE` answered");
+const IPA: Argument = argument(Kind::Ipa, "ipa", "address in the domain; a multiple of the ownership unit");
+const VSMMU: Argument = argument(Kind::Vsmmu, "vsmmu", "handle of a vSMMU");
+const VIRTUAL_STREAM: Argument =
+    argument(Kind::VirtualStream, "virtual_stream", "StreamID in the vSMMU, 32 bits");
 const RANGE_ERRORS: [Status; 3] = [Status::Unaligned, Status::NotRam, Status::WrongState];
 
 /// Every call, in the order of the documentation.
@@ -86,7 +127,7 @@ pub const TABLE: &[Call] = &[
         function: Function::Statistics,
         name: "STATISTICS",
         doc: "One counter.",
-        arguments: &[register("index", "of `abi::Statistic`")],
+        arguments: &[argument(Kind::Number(Statistic::ALL.len() as u64), "index", "of `abi::Statistic`")],
         results: &[register("value", "its value")],
         errors: &[Status::Invalid],
     },
@@ -94,7 +135,11 @@ pub const TABLE: &[Call] = &[
         function: Function::MemShare,
         name: "MEM_SHARE",
         doc: "The host lets the hypervisor or a guest use pages that the host owns and keeps. Each page must be the host's and not shared. The range is done in steps; call again with the rest.",
-        arguments: &[START, SIZE, register("with", "0 the hypervisor, else a guest's handle")],
+        arguments: &[
+            START,
+            SIZE,
+            argument(Kind::Recipient, "with", "0 the hypervisor, else a guest's handle"),
+        ],
         results: &[DONE],
         errors: &[
             RANGE_ERRORS[0],
@@ -110,7 +155,11 @@ pub const TABLE: &[Call] = &[
         function: Function::MemUnshare,
         name: "MEM_UNSHARE",
         doc: "The host ends a share. Each page must be the host's and shared with the one that is named; that one's DMA no longer reaches it when the call returns.",
-        arguments: &[START, SIZE, register("with", "0 the hypervisor, else a guest's handle")],
+        arguments: &[
+            START,
+            SIZE,
+            argument(Kind::Recipient, "with", "0 the hypervisor, else a guest's handle"),
+        ],
         results: &[DONE],
         errors: &[
             RANGE_ERRORS[0],
@@ -196,11 +245,16 @@ pub const TABLE: &[Call] = &[
         arguments: &[
             SMMU,
             STREAM,
-            register(
+            argument(
+                Kind::Domain,
                 "domain",
                 "0 the host's shared domain, 1 to 64 the memory domain of that guest, else what `DOMAIN_CREATE` or `DOMAIN_CREATE_NESTED` answered",
             ),
-            register("flags", "bits of `abi::attach`: 0 `REPLACE`, 1 `ATS`; others must be 0"),
+            argument(
+                Kind::Bits(attach::REPLACE | attach::ATS),
+                "flags",
+                "bits of `abi::attach`: 0 `REPLACE`, 1 `ATS`; others must be 0",
+            ),
         ],
         results: &[],
         errors: &[
@@ -226,6 +280,7 @@ pub const TABLE: &[Call] = &[
         errors: &[
             Status::UnknownSmmu,
             Status::UnknownStream,
+            Status::Busy,
             Status::WrongState,
             Status::NoMemory,
             Status::Hardware,
@@ -294,7 +349,11 @@ pub const TABLE: &[Call] = &[
         function: Function::PoolGiveBack,
         name: "POOL_GIVE_BACK",
         doc: "The host takes one run of free pages that it gave to the pool before. EL2 chooses which; they are wiped first.",
-        arguments: &[register("size", "bytes: a power of two, from the ownership unit to one step")],
+        arguments: &[argument(
+            Kind::Size,
+            "size",
+            "bytes: a power of two, from the ownership unit to one step",
+        )],
         results: &[register("start", "physical address of the pages, which are the host's again")],
         errors: &[Status::Unaligned, Status::Empty, Status::NoMemory, Status::Hardware],
     },
@@ -328,9 +387,13 @@ pub const TABLE: &[Call] = &[
         doc: "A new domain of a guest, with a stage-2 page table of its own that maps the MSI doorbell and nothing else. One domain serves streams behind every SMMU that can walk its table.",
         arguments: &[
             GUEST,
-            register("options", "bits of `abi::domain_options`: 0 `BLOCKS`; others must be 0"),
+            argument(
+                Kind::Bits(domain_options::BLOCKS),
+                "options",
+                "bits of `abi::domain_options`: 0 `BLOCKS`; others must be 0",
+            ),
         ],
-        results: &[register("domain", "its handle")],
+        results: &[argument(Kind::Domain, "domain", "its handle")],
         errors: &[Status::UnknownGuest, Status::Busy, Status::NoSpace, Status::NoMemory, Status::Invalid],
     },
     Call {
@@ -339,10 +402,10 @@ pub const TABLE: &[Call] = &[
         doc: "A new domain on a vSMMU: stage 1 is what the vSMMU's owner says in the two words of a stream table entry (IHI 0070, 5.2), stage 2 is that of the vSMMU's parent. Of the words only V, Config (abort, bypass or stage 1), S1Fmt, S1ContextPtr, S1CDMax, S1DSS, S1CIR, S1COR, S1CSH, S1STALLD, SHCFG and EATS may be set, to what this SMMU has; EL2 fixes the rest. Addresses in them, and in what they lead to, are IPAs of the parent.",
         arguments: &[
             VSMMU,
-            register("word0", "bits 63:0 of the entry"),
-            register("word1", "bits 127:64 of the entry"),
+            argument(Kind::Entry(0), "word0", "bits 63:0 of the entry"),
+            argument(Kind::Entry(1), "word1", "bits 127:64 of the entry"),
         ],
-        results: &[register("domain", "its handle")],
+        results: &[argument(Kind::Domain, "domain", "its handle")],
         errors: &[Status::UnknownVsmmu, Status::Busy, Status::NoSpace, Status::Illegal],
     },
     Call {
@@ -389,7 +452,7 @@ pub const TABLE: &[Call] = &[
         function: Function::DomainQuery,
         name: "DOMAIN_QUERY",
         doc: "Where an address of a stage-2 domain leads.",
-        arguments: &[DOMAIN, register("ipa", "any address of the domain")],
+        arguments: &[DOMAIN, argument(Kind::Ipa, "ipa", "any address of the domain")],
         results: &[
             register("address", "the physical address"),
             register("size", "bytes of the leaf that says so"),
@@ -431,8 +494,11 @@ pub const TABLE: &[Call] = &[
         function: Function::VsmmuCreate,
         name: "VSMMU_CREATE",
         doc: "What a principal sees of an SMMU: StreamIDs of its own, stage 1 on top of a stage-2 domain, invalidation. It belongs to the owner of the domain, and has a VMID that lives as long as it does.",
-        arguments: &[SMMU, register("domain", "handle of the stage-2 domain that it stands on")],
-        results: &[register("vsmmu", "its handle"), register("vmid", "its VMID on that SMMU")],
+        arguments: &[
+            SMMU,
+            argument(Kind::Domain, "domain", "handle of the stage-2 domain that it stands on"),
+        ],
+        results: &[argument(Kind::Vsmmu, "vsmmu", "its handle"), register("vmid", "its VMID on that SMMU")],
         errors: &[
             Status::UnknownSmmu,
             Status::UnknownGuest,
@@ -455,7 +521,7 @@ pub const TABLE: &[Call] = &[
         function: Function::VsmmuAddStream,
         name: "VSMMU_ADD_STREAM",
         doc: "Gives a stream of the vSMMU's SMMU a StreamID in the vSMMU. The stream must be in no other vSMMU, and unattached or attached to a domain of the same principal.",
-        arguments: &[VSMMU, VIRTUAL_STREAM, register("stream", "StreamID on the SMMU")],
+        arguments: &[VSMMU, VIRTUAL_STREAM, argument(Kind::Stream, "stream", "StreamID on the SMMU")],
         results: &[],
         errors: &[
             Status::UnknownVsmmu,
@@ -492,11 +558,12 @@ pub const TABLE: &[Call] = &[
         doc: "Sends invalidation commands of a vSMMU's owner, in order, and waits until they are complete. Allowed are CMD_CFGI_CD, CMD_CFGI_CD_ALL, CMD_TLBI_NH_ALL, CMD_TLBI_NH_ASID, CMD_TLBI_NH_VA, CMD_TLBI_NH_VAA, CMD_TLBI_NSNH_ALL (which is CMD_TLBI_NH_ALL here), CMD_ATC_INV where the SMMU has ATS, and CMD_SYNC without interrupt, with the fields that IHI 0070 gives them on this SMMU and no others set. VMIDs are replaced by the vSMMU's, StreamIDs by the ones they stand for. All are read once and checked before the first is sent.",
         arguments: &[
             VSMMU,
-            register(
+            argument(
+                Kind::Commands,
                 "commands",
                 "physical address of the commands, 16 bytes each, in one page of the host's; a multiple of 16",
             ),
-            register("count", "how many, 1 to 64"),
+            argument(Kind::Number(MAX_INVALIDATIONS + 1), "count", "how many, 1 to 64"),
         ],
         results: &[register("done", "how many: all of them")],
         errors: &[
