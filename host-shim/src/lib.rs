@@ -11,6 +11,7 @@ pub mod call;
 pub mod checks;
 pub mod devices;
 pub mod host;
+pub mod hostile;
 pub mod pci;
 pub mod stage1;
 pub mod text;

@@ -1,0 +1,43 @@
+//! A hostile host on the model machine: random steps, each judged, with the oracle after every so many.
+
+use host_shim::hostile::{Action, Knowledge, Outcome, Step};
+use tests::bench::{Bench, Shape};
+use tests::model::smmu::config::SmmuConfig;
+use tests::oracle;
+
+/// Runs the steps of a seed; how many calls succeeded.
+fn run(seed: u64, count: u64) -> (u64, u64) {
+    let bench = Bench::boot(&Shape::of(2, SmmuConfig::qemu().with_ats())).expect("the machine boots");
+    let mut known = Knowledge::of(&bench);
+    let mut succeeded = 0;
+    let mut digest = 0;
+    for n in 0..count {
+        let action = Action::of(&Step::seeded(seed, 0, n), &known);
+        let outcome = known.perform(&bench, &action);
+        if let Some(finding) = outcome.judge(&action, &known) {
+            panic!("seed {seed}, step {n}, {action:x?}: {}", finding.as_str());
+        }
+        known.learn(&action, &outcome);
+        succeeded += u64::from(matches!(outcome, Outcome::Answered([0, ..])));
+        digest = outcome.digest(digest);
+        if n % 50 == 49
+            && let Err(text) = oracle::check(&bench)
+        {
+            panic!("seed {seed}, after step {n}, {action:x?}: {text}");
+        }
+    }
+    (succeeded, digest)
+}
+
+#[test]
+fn no_step_does_what_none_may() {
+    for seed in 0..4 {
+        let (succeeded, _) = run(seed, 2000);
+        assert!(succeeded > 200, "of seed {seed} only {succeeded} calls succeeded");
+    }
+}
+
+#[test]
+fn a_seed_does_the_same_each_time() {
+    assert_eq!(run(9, 500), run(9, 500));
+}
