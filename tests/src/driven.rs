@@ -24,9 +24,14 @@ pub struct Driven {
     prod: u32,
 }
 
-/// Commands of the queue that a store may begin with, from CMDQ_CONS on.
-#[derive(Debug)]
-pub(crate) struct Waiting(Vec<[u64; 2]>);
+/// What a store to an emulated SMMU finds in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// Commands of the queue that it may begin with, from CMDQ_CONS on.
+    commands: Vec<[u64; 2]>,
+    /// The STEs that it may look at. The driver's own event queue and completions may lie over its table, so that they are others when it is done.
+    entries: BTreeMap<u32, Option<[u64; 2]>>,
+}
 
 fn bits(word: u64, high: u32, low: u32) -> u64 {
     word >> low & (u64::MAX >> (63 - (high - low)))
@@ -66,14 +71,19 @@ impl Bench {
         let mask = (2u32 << log2) - 1;
         let count = prod.wrapping_sub(cons) & mask;
         if count > 1 << log2 {
-            return Waiting(Vec::new());
+            return Waiting::default();
         }
         let base = self.load_u64(smmu, reg::CMDQ_BASE) & 0x000f_ffff_ffff_ffe0 & !((16 << log2) - 1);
         let command = |n: u32| {
             let slot = base + u64::from(cons.wrapping_add(n) & (mask >> 1)) * 16;
             self.words_of_host(slot).unwrap_or_default()
         };
-        Waiting((0..count).map(command).collect())
+        let looks = offset == reg::CR0 || offset == reg::CMDQ_PROD;
+        let streams = self.mapped_streams(smmu).filter(|_| looks);
+        Waiting {
+            commands: (0..count).map(command).collect(),
+            entries: streams.map(|stream| (stream, self.entry_of(smmu, stream))).collect(),
+        }
     }
 
     /// CMDQ_BASE.LOG2SIZE, as far as IDR1.CMDQS allows (6.3.26).
@@ -83,7 +93,7 @@ impl Bench {
     }
 
     /// Takes in what a store to an emulated SMMU has done.
-    pub(crate) fn after_store(&self, smmu: usize, Waiting(commands): &Waiting) {
+    pub(crate) fn after_store(&self, smmu: usize, waiting: &Waiting) {
         let mut driven = self.driven(smmu);
         let (was_on, was) = (driven.on, driven.cons);
         driven.on = self.load(smmu, reg::CR0ACK) & 1 == 1;
@@ -96,9 +106,9 @@ impl Bench {
         if !driven.on {
             driven.streams.clear();
         } else if !was_on {
-            self.look_at_all(smmu, &mut driven, |_| true);
+            self.look_at_all(smmu, &mut driven, waiting, |_| true);
         }
-        for command in commands.iter().take(consumed as usize) {
+        for command in waiting.commands.iter().take(consumed as usize) {
             let (stream, range) = (bits(command[0], 63, 32) as u32, bits(command[1], 4, 0));
             // 4.3.1, 4.3.2: CFGI_STE; CFGI_STE_RANGE of the aligned 2^(Range + 1) streams, 31 for CFGI_ALL.
             let apart = match bits(command[0], 7, 0) {
@@ -106,7 +116,7 @@ impl Bench {
                 0x04 => u32::MAX >> (31 - range),
                 _ => continue,
             };
-            self.look_at_all(smmu, &mut driven, |other| (other ^ stream) & !apart == 0);
+            self.look_at_all(smmu, &mut driven, waiting, |other| (other ^ stream) & !apart == 0);
         }
         self.set_driven(smmu, driven);
     }
@@ -115,24 +125,35 @@ impl Bench {
     pub(crate) fn after_return(&self, smmu: usize, stream: u32) {
         let mut driven = self.driven(smmu);
         if driven.on {
-            self.look_at_all(smmu, &mut driven, |mapped| mapped == stream);
+            self.look_at_all(smmu, &mut driven, &Waiting::default(), |mapped| mapped == stream);
         }
         self.set_driven(smmu, driven);
     }
 
     /// The SMMU looks at the STEs of these streams, of all that devices can have.
-    fn look_at_all(&self, smmu: usize, driven: &mut Driven, these: impl Fn(u32) -> bool) {
-        self.mapped_streams(smmu).filter(|stream| these(*stream)).for_each(|stream| {
-            self.look(smmu, driven, stream);
-        });
+    fn look_at_all(&self, smmu: usize, driven: &mut Driven, waiting: &Waiting, these: impl Fn(u32) -> bool) {
+        for stream in self.mapped_streams(smmu).filter(|stream| these(*stream)) {
+            self.look(smmu, driven, stream, waiting.entries.get(&stream).copied().flatten());
+        }
     }
 
-    /// The SMMU looks at an STE: what it says is what the stream does from now on, unless the stream is not the driver's.
-    fn look(&self, smmu: usize, driven: &mut Driven, stream: u32) {
+    /// The SMMU looks at an STE: what it says is what the stream does from now on, unless the stream is not the driver's. Where what looked
+    /// has changed the STE too, it may have seen it as it was `before`.
+    fn look(&self, smmu: usize, driven: &mut Driven, stream: u32, before: Option<[u64; 2]>) {
         if self.is_taken(smmu, stream) {
             return;
         }
-        let words = self.entry_of(smmu, stream).filter(|words| self.passes(smmu, stream, *words));
+        let passing = |words: &[u64; 2]| self.passes(smmu, stream, *words);
+        let now = self.entry_of(smmu, stream);
+        let mut words = now.filter(passing);
+        if let Some(before) = before.filter(|before| now != Some(*before)) {
+            let said = self.call(Function::StreamQuery, [smmu as u64, u64::from(stream), 0, 0]);
+            words = match said {
+                Ok([1, ..]) => Some(before).filter(passing).or(words),
+                _ if passing(&before) && words.is_some() => words,
+                _ => None,
+            };
+        }
         match words {
             Some(words) => driven.streams.insert(stream, words),
             None => driven.streams.remove(&stream),
