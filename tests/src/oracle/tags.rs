@@ -56,8 +56,9 @@ impl Tags {
 pub(super) fn check(view: &View, smmu: usize) -> Result<Tags, String> {
     let (bench, record) = (view.bench, &view.record);
     let mut tags = Tags(BTreeMap::new());
-    // No device has StreamID 0.
-    if let Some(Meaning::Stage2 { vmid, .. }) = bench.machine().meaning_in_memory(smmu, 0) {
+    // No device has one of the lowest StreamIDs, but a call may have attached it.
+    let unattached = (0..64).find(|stream| !record.streams.contains_key(&(smmu, *stream))).unwrap_or(0);
+    if let Some(Meaning::Stage2 { vmid, .. }) = bench.machine().meaning_in_memory(smmu, unattached) {
         tags.add(u64::from(vmid), Holder::Parked)?;
     }
     let is_parked = tags.0.len();
