@@ -6,9 +6,13 @@ mod emulator;
 mod image;
 mod linux;
 mod machine;
+mod panics;
 mod payload;
 mod progress;
 mod setup;
+mod sources;
+#[cfg(test)]
+mod unsafe_code;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,6 +47,8 @@ enum Command {
     Mutate(commands::mutate::Arguments),
     /// Writes docs/hypercalls.md from the definitions in the `abi` crate
     Hypercalls(commands::hypercalls::Arguments),
+    /// Prints where the host might make the hypervisor panic; the exit status says whether each place has its reason in panics.toml
+    Panics,
     /// Removes what was built, and with --all what set-up fetched
     Clean(commands::clean::Arguments),
 }
@@ -59,6 +65,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Mutate(arguments) => commands::mutate::run(&arguments),
         Command::Hypercalls(arguments) => commands::hypercalls::run(&arguments),
+        Command::Panics => commands::panics::run(),
         Command::Clean(arguments) => commands::clean::run(&arguments),
     });
     match result {

@@ -6,6 +6,7 @@ pub mod clean;
 pub mod gdb;
 pub mod hypercalls;
 pub mod mutate;
+pub mod panics;
 pub mod run;
 pub mod setup;
 pub mod test;

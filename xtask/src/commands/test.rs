@@ -13,6 +13,7 @@ use crate::linux::Again;
 use crate::machine::{Shape, check};
 use crate::setup::linux::DEFAULT;
 use crate::workspace::Workspace;
+use crate::{image, panics, setup};
 
 /// Options of `test`.
 #[derive(Args, Debug)]
@@ -71,6 +72,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut tally = Tally::default();
     if !arguments.qemu_only {
         on_this_machine(&workspace, &mut tally)?;
+        panics(&workspace, &mut tally)?;
     }
     if !arguments.no_qemu {
         in_qemu(&workspace, &mut tally)?;
@@ -116,6 +118,17 @@ fn cargo_result(line: &str) -> Option<(u64, u64)> {
     let number =
         |what: &str| counts.split("; ").find_map(|part| part.strip_suffix(what)?.trim().parse().ok());
     Some((number(" passed")?, number(" failed")?))
+}
+
+/// Whether each place where the host might make the release image panic is explained.
+fn panics(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    let image = image::hypervisor(workspace, setup::standard_library(false)?)?;
+    let complaints = panics::examine(&image)?.complaints();
+    complaints.iter().for_each(|complaint| println!("panics: {complaint}"));
+    println!("panics: {} of them are not explained\n", complaints.len());
+    let passed = complaints.is_empty();
+    tally.add(passed.into(), (!passed).into());
+    Ok(())
 }
 
 fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
