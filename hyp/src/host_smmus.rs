@@ -10,7 +10,7 @@ use smmuv3::event::EventRecord;
 use smmuv3::invalidation::MAX_SMMUS;
 use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0_OFFSET, IDR1, IRQ_CTRL, IRQ_CTRL_OFFSET};
 use smmuv3::ste::Stage1Claim;
-use spin::{Mutex, Once};
+use spin::Once;
 
 use crate::devicetree::{Machine, SmmuInterrupts};
 use crate::emulation::{Backend, DrainedEvent, EmulatedSmmu, Fault, Interrupt, NotHost, SetStreamError};
@@ -21,6 +21,7 @@ use crate::list::List;
 use crate::memory::{Ownership, Progress};
 use crate::platform::Platform;
 use crate::smmu::Condition;
+use crate::sync::{Guarded, Mutex, Rank};
 
 /// GICD_ISPENDR0 (IHI 0069, 12.9), a bit for each INTID.
 const GICD_ISPENDR: u64 = 0x200;
@@ -47,6 +48,10 @@ struct Emulation {
     back: Back,
     accesses: u64,
     queue_stores: u64,
+}
+
+impl Guarded for Emulation {
+    const RANK: Rank = Rank::EmulatedSmmu;
 }
 
 /// What the host's drivers did to all emulated SMMUs since boot.

@@ -11,7 +11,6 @@ use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::gather::Gather;
 use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Blocks, PageTable};
-use spin::Mutex;
 
 use crate::devicetree::Machine;
 use crate::esr::{DataAccess, HostAbort};
@@ -26,6 +25,7 @@ use crate::memory::{
 use crate::pci::RootBridges;
 use crate::platform::Platform;
 use crate::smmu::{self, StartError};
+use crate::sync::{Guarded, Mutex, Rank};
 
 /// The most streams that guests have at once.
 pub(crate) const MAX_GUEST_STREAMS: usize = 64;
@@ -37,6 +37,10 @@ pub(crate) struct GuestStream {
     pub(crate) smmu: usize,
     pub(crate) stream: u32,
     pub(crate) held: HeldSet,
+}
+
+impl Guarded for List<GuestStream, MAX_GUEST_STREAMS> {
+    const RANK: Rank = Rank::Streams;
 }
 
 /// What the image hands over at boot.

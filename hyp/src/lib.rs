@@ -19,3 +19,4 @@ pub mod pci;
 pub mod platform;
 pub mod psci;
 pub mod smmu;
+pub mod sync;

@@ -13,7 +13,6 @@ mod tests;
 use core::fmt;
 
 use smmuv3::address::{PhysAddr, PhysRange};
-use spin::Mutex;
 
 pub use access::{Access, Answer};
 use its::Its;
@@ -23,6 +22,7 @@ use crate::devicetree::Machine;
 use crate::memory::Ownership;
 use crate::memory::pool::Pool;
 use crate::platform::Platform;
+use crate::sync::Mutex;
 
 /// The most ITSs.
 const MAX_ITS: usize = 4;

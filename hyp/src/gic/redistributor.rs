@@ -11,13 +11,13 @@
 //! writes there, it changes its own interrupts only. When the machine has no ITS that is mediated, LPIs are reported as not implemented.
 
 use smmuv3::address::{PhysAddr, PhysRange};
-use spin::Mutex;
 
 use super::access::{Access, Half};
 use super::{FIRST_LPI, GicError, Services};
 use crate::devicetree::Machine;
 use crate::list::List;
 use crate::platform::Platform;
+use crate::sync::{Guarded, Mutex, Rank};
 
 /// Bytes of one register frame.
 const FRAME_BYTES: u64 = 0x1_0000;
@@ -97,6 +97,10 @@ struct InUse {
     configuration: PhysRange,
     /// Pinned.
     pending: PhysRange,
+}
+
+impl Guarded for Lpis {
+    const RANK: Rank = Rank::Lpis;
 }
 
 struct Lpis {

@@ -26,7 +26,6 @@ use smmuv3::invalidation::{self, ArrayPages, Cell, Domain, DomainIndex, MAX_SMMU
 use smmuv3::pgtable::{Geometry, PageTable};
 use smmuv3::tags::{self, IdSpace, TagKind};
 use smmuv3::walkable::{self, Unwalkable};
-use spin::{Mutex, MutexGuard};
 
 pub use attachments::{How, StreamState};
 pub use emulated::{Emulated, StreamRefused};
@@ -39,6 +38,7 @@ use crate::platform::Platform;
 use crate::smmu::{
     Counters, Description, Fault, PARKED_VMID, Pages, RecordedEvent, Set, StartError, VMID_BITS, order_of,
 };
+use crate::sync::{Mutex, MutexGuard};
 use registry::{Kind, MAX_DOMAINS, Registry, index_of};
 
 /// StreamIDs whose devices may have full ATS.

@@ -8,6 +8,7 @@ use smmuv3::tags::IdSpace;
 
 use super::Refused;
 use super::sorted_map::SortedMap;
+use crate::sync::{Guarded, Rank};
 
 /// Domains that can exist at once.
 pub(crate) const MAX_DOMAINS: usize = DomainHandle::MAX as usize;
@@ -113,6 +114,10 @@ pub(super) struct Registry {
     vsmmus: [Option<Vsmmu>; MAX_VSMMUS],
     /// The generation of the next object: 65,536 objects later a handle could be taken for another's.
     generation: u16,
+}
+
+impl Guarded for Registry {
+    const RANK: Rank = Rank::Attach;
 }
 
 impl Registry {

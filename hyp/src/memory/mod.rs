@@ -22,6 +22,7 @@ use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Attributes, Blocks, BreakBlock, Geometry, Granule, PageTable};
 
 use crate::platform::Platform;
+use crate::sync::{Guarded, Rank};
 use frame::{FrameRun, FrameTable, Owner, Position, Search};
 pub use hold::HeldSet;
 pub use host_stage2::{Layout, LayoutError};
@@ -139,6 +140,10 @@ const NO_TABLE: PageTable = match Geometry::stage2(Granule::Size4K, 32, 32) {
     Some(geometry) => PageTable::new(geometry, Blocks::Never, PhysAddr(0)),
     None => panic!("32 bits are the least that a stage-2 table has"),
 };
+
+impl Guarded for Ownership {
+    const RANK: Rank = Rank::Memory;
+}
 
 impl Ownership {
     /// No RAM and no tables: [`Layout::build`] fills it in.

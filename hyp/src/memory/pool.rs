@@ -9,10 +9,10 @@
 
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::{Memory, TablePages};
-use spin::Mutex;
 
 use crate::list::List;
 use crate::platform::{Heap, Platform};
+use crate::sync::{Guarded, Mutex, Rank};
 
 /// The most pages of 4 KiB that the host can have in the pool at once.
 pub const MAX_DONATED_PAGES: u64 = 16_384;
@@ -150,6 +150,10 @@ struct Parts {
     stocks: [Stock; 2],
     /// The stocks are short, or have pages that the host gave.
     unsettled: bool,
+}
+
+impl Guarded for Parts {
+    const RANK: Rank = Rank::Leaf;
 }
 
 impl Parts {

@@ -8,10 +8,10 @@ use smmuv3::address::PhysAddr;
 use smmuv3::command::{COMMAND_BYTES, Command};
 use smmuv3::invalidation::Batch;
 use smmuv3::registers::{CMDQ_CONS, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET};
-use spin::MutexGuard;
 
 use super::registers::{Registers, TIMEOUT_NS};
 use crate::platform::Platform;
+use crate::sync::{Guarded, Mutex, MutexGuard, Rank};
 
 /// log2 of the entries that a queue has where the SMMU allows it: 4 KiB.
 pub(super) const LOG2_ENTRIES: u8 = 8;
@@ -116,6 +116,10 @@ pub(super) struct CommandQueue {
     /// How often the SMMU said that it could not write an event (GERROR.EVENTQ_ABT_ERR), one lost event or
     /// more each time, since the ring was last told.
     pub(super) events_aborted: u64,
+}
+
+impl Guarded for CommandQueue {
+    const RANK: Rank = Rank::Leaf;
 }
 
 impl CommandQueue {
@@ -279,6 +283,42 @@ impl CommandQueue {
 
     pub(super) const fn registers(&self) -> Registers {
         self.registers
+    }
+}
+
+/// Waits for commands, and calls `meanwhile` each time they are not complete.
+///
+/// The lock is held for one look at a time, so that others can post and wait.
+#[inline]
+pub(super) fn wait<P: Platform>(
+    queue: &Mutex<CommandQueue>,
+    p: &P,
+    ticket: Ticket,
+    meanwhile: impl FnMut(),
+) -> Result<(), Fault> {
+    if let Some(outcome) = queue.lock().glance(p, ticket) {
+        return outcome;
+    }
+    wait_on(queue, p, ticket, meanwhile)
+}
+
+/// The part of [`wait`] that takes its time.
+#[cold]
+#[inline(never)]
+fn wait_on<P: Platform>(
+    queue: &Mutex<CommandQueue>,
+    p: &P,
+    ticket: Ticket,
+    mut meanwhile: impl FnMut(),
+) -> Result<(), Fault> {
+    let start = p.now_ns();
+    loop {
+        let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
+        if let Some(outcome) = queue.lock().poll(p, ticket, late) {
+            return outcome;
+        }
+        meanwhile();
+        p.relax();
     }
 }
 

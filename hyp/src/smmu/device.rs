@@ -14,15 +14,15 @@ use smmuv3::registers::{
     QUEUE_BASE, STRTAB_BASE, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
 };
 use smmuv3::ste::StreamTableEntry;
-use spin::Mutex;
 
 use super::command_queue::{self, CommandQueue, Condition, Fault, OpenQueue, Ticket};
 use super::event_queue::{self, DriverEvents, EventQueue};
-use super::registers::{Registers, TIMEOUT_NS};
+use super::registers::Registers;
 use super::stream_table::{Place, Shape, StreamTable, parking_order, read_entry, read_vmid};
 use super::vmids::VmidTable;
 use super::{Cause, PARKED_VMID, Pages};
 use crate::platform::Platform;
+use crate::sync::Mutex;
 
 /// No StreamID: they have 32 bits at most.
 const NO_STREAM: u64 = u64::MAX;
@@ -223,8 +223,6 @@ impl Smmu {
     }
 
     /// Waits for commands, and calls `meanwhile` each time they are not complete.
-    ///
-    /// The lock is held for one look at a time, so that others can post and wait.
     #[inline]
     pub(super) fn wait<P: Platform>(
         &self,
@@ -232,25 +230,7 @@ impl Smmu {
         ticket: Ticket,
         meanwhile: impl FnMut(),
     ) -> Result<(), Fault> {
-        if let Some(outcome) = self.commands.lock().glance(p, ticket) {
-            return outcome;
-        }
-        self.wait_on(p, ticket, meanwhile)
-    }
-
-    /// The part of [`Smmu::wait`] that takes its time.
-    #[cold]
-    #[inline(never)]
-    fn wait_on<P: Platform>(&self, p: &P, ticket: Ticket, mut meanwhile: impl FnMut()) -> Result<(), Fault> {
-        let start = p.now_ns();
-        loop {
-            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-            if let Some(outcome) = self.commands.lock().poll(p, ticket, late) {
-                return outcome;
-            }
-            meanwhile();
-            p.relax();
-        }
+        command_queue::wait(&self.commands, p, ticket, meanwhile)
     }
 
     /// Posts commands and a CMD_SYNC and waits for them.

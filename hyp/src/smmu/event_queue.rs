@@ -7,6 +7,7 @@ use smmuv3::registers::{EVENTQ_CONS, EVENTQ_CONS_OFFSET, EVENTQ_PROD, EVENTQ_PRO
 
 use super::registers::Registers;
 use crate::platform::Platform;
+use crate::sync::{Guarded, Rank};
 
 /// log2 of the entries that a queue has where the SMMU allows it: 4 KiB.
 pub(super) const LOG2_ENTRIES: u8 = 7;
@@ -64,6 +65,10 @@ pub(super) struct EventRing {
     told: u64,
 }
 
+impl Guarded for EventRing {
+    const RANK: Rank = Rank::EventRing;
+}
+
 impl EventRing {
     pub(super) const fn new() -> Self {
         Self {
@@ -110,6 +115,10 @@ pub(super) struct DriverEvents {
     taken: u64,
     /// Some were lost since [`DriverEvents::take_overflow`] was last asked.
     overflowed: bool,
+}
+
+impl Guarded for DriverEvents {
+    const RANK: Rank = Rank::DriverEvents;
 }
 
 impl DriverEvents {
@@ -181,6 +190,10 @@ pub(super) struct EventQueue {
     /// OVACKFLG, in its place.
     overflow_acknowledged: u32,
     enabled: bool,
+}
+
+impl Guarded for EventQueue {
+    const RANK: Rank = Rank::EventQueue;
 }
 
 impl EventQueue {

@@ -25,7 +25,6 @@ use smmuv3::features::{CommonFormat, Features, Part, Unusable};
 use smmuv3::invalidation::{MAX_SMMUS, Queues, Traits};
 use smmuv3::pgtable::Geometry;
 use smmuv3::ste::{Ats, STE_BYTES, StreamTableEntry};
-use spin::Mutex;
 
 pub use command_queue::{Condition, Fault, OpenQueue, Ticket};
 pub use event_queue::{RING_ENTRIES, RecordedEvent};
@@ -34,6 +33,7 @@ pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
 pub use vmids::{VMID_BITS, VmidOwner};
 
 use crate::platform::Platform;
+use crate::sync::Mutex;
 use device::Reader;
 pub(crate) use device::Smmu;
 use event_queue::EventRing;

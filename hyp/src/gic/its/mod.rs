@@ -31,6 +31,7 @@ use super::{FIRST_LPI, Services};
 use crate::list::List;
 use crate::memory::pool::PAGE_LOG2;
 use crate::platform::Platform;
+use crate::sync::{Guarded, Rank};
 use command::{COMMAND_BYTES, Command, Event, Words};
 use devices::{Devices, Itt};
 use queue::{Batch, CAPACITY, QueueFailed, ShadowQueue};
@@ -79,6 +80,10 @@ pub struct Its {
     /// The hardware did not do what it was told: it gets no command any more, and what it may use stays.
     failed: bool,
     refusal_logged: bool,
+}
+
+impl Guarded for Its {
+    const RANK: Rank = Rank::Its;
 }
 
 impl fmt::Display for Its {
