@@ -1,5 +1,6 @@
 //! The platform of the hypervisor's library, made of the model machine: the only place that knows types of `smmuv3`.
 
+use crate::gate::Gate;
 use crate::model::Machine;
 use crate::model::memory::Span;
 use hyp::platform::{Heap, Platform};
@@ -11,17 +12,25 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub struct ModelPlatform {
     machine: Mutex<Machine>,
+    /// Where a CPU can be stopped.
+    pub gate: Gate,
 }
 
 impl ModelPlatform {
     /// This machine.
     pub fn new(machine: Machine) -> Self {
-        Self { machine: Mutex::new(machine) }
+        Self { machine: Mutex::new(machine), gate: Gate::default() }
     }
 
     /// The machine, to look at or to break.
     pub fn machine(&self) -> MutexGuard<'_, Machine> {
         self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The machine, for an operation of the hypervisor's.
+    fn operate(&self) -> MutexGuard<'_, Machine> {
+        self.gate.pass();
+        self.machine()
     }
 }
 
@@ -38,11 +47,11 @@ fn index(heap: Heap) -> usize {
 
 impl Memory for ModelPlatform {
     fn read_u64(&self, address: PhysAddr) -> u64 {
-        self.machine().read_u64(address.0)
+        self.operate().read_u64(address.0)
     }
 
     fn write_u64(&self, address: PhysAddr, value: u64) {
-        self.machine().write_u64(address.0, value);
+        self.operate().write_u64(address.0, value);
     }
 
     fn full_barrier(&self) {}
@@ -58,7 +67,7 @@ impl Platform for ModelPlatform {
     }
 
     fn read_host_u64(&self, address: PhysAddr) -> u64 {
-        self.machine().read_u64(address.0)
+        self.operate().read_u64(address.0)
     }
 
     fn write_host_u64(&self, address: PhysAddr, value: u64) {
@@ -72,42 +81,42 @@ impl Platform for ModelPlatform {
     }
 
     fn wipe(&self, range: PhysRange) {
-        self.machine().wipe(span(range));
+        self.operate().wipe(span(range));
     }
 
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
-        self.machine().read_register_u32(address.0)
+        self.operate().read_register_u32(address.0)
     }
 
     fn write_register_u32(&self, address: PhysAddr, value: u32) {
-        self.machine().write_register_u32(address.0, value);
+        self.operate().write_register_u32(address.0, value);
     }
 
     fn read_register_u64(&self, address: PhysAddr) -> u64 {
-        self.machine().read_register_u64(address.0)
+        self.operate().read_register_u64(address.0)
     }
 
     fn write_register_u64(&self, address: PhysAddr, value: u64) {
-        self.machine().write_register_u64(address.0, value);
+        self.operate().write_register_u64(address.0, value);
     }
 
     fn invalidate_host_stage2(&self, range: PhysRange) {
-        self.machine().cpu.invalidate(span(range));
+        self.operate().cpu.invalidate(span(range));
     }
 
     fn now_ns(&self) -> u64 {
-        let mut machine = self.machine();
+        let mut machine = self.operate();
         machine.now_ns += 50;
         machine.now_ns
     }
 
     fn relax(&self) {
-        self.machine().relax();
+        self.operate().relax();
         std::thread::yield_now();
     }
 
     fn heap_add(&self, heap: Heap, range: PhysRange) {
-        let mut machine = self.machine();
+        let mut machine = self.operate();
         let pages = range.size_bytes() >> 12;
         if let Err(text) = machine.heaps[index(heap)].add(range.start().0 >> 12, pages) {
             machine.violations.record(text);
@@ -115,10 +124,10 @@ impl Platform for ModelPlatform {
     }
 
     fn heap_take(&self, heap: Heap, order: u8) -> Option<PhysAddr> {
-        self.machine().heap_take(index(heap), order).map(PhysAddr)
+        self.operate().heap_take(index(heap), order).map(PhysAddr)
     }
 
     fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8) {
-        self.machine().heap_give(index(heap), run.0, order);
+        self.operate().heap_give(index(heap), run.0, order);
     }
 }

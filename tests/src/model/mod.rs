@@ -83,6 +83,8 @@ pub struct Machine {
     pub watch: Option<watch::Watch>,
     /// Reads and writes of memory and registers by the hypervisor, and 4 KiB pages that it wiped: a measure of its work.
     pub accesses: u64,
+    /// Stores and wipes of the hypervisor.
+    changes: u64,
 }
 
 impl Machine {
@@ -116,6 +118,7 @@ impl Machine {
             trace: None,
             watch: None,
             accesses: 0,
+            changes: 0,
         }
     }
 
@@ -123,6 +126,11 @@ impl Machine {
     pub fn smmu(&mut self, index: usize) -> Option<(&mut Smmu, Bus<'_>)> {
         let bus = Bus { memory: &mut self.memory, violations: &mut self.violations, now_ns: self.now_ns };
         Some((self.smmus.get_mut(index)?, bus))
+    }
+
+    /// Another number than before, if anything may have changed that decides what is reached.
+    pub fn changes(&self) -> u64 {
+        self.changes + self.smmus.iter().map(|smmu| smmu.commands).sum::<u64>()
     }
 
     /// Lets time pass, and everything that is due happen.
@@ -162,6 +170,7 @@ impl Machine {
         if address & 7 != 0 {
             self.violations.record(format!("EL2 writes 64 bits at {address:#x}"));
         }
+        self.changes += 1;
         let old = self.memory.read(address);
         if !self.memory.write(address, value) {
             self.violations.record(format!("EL2 writes memory at {address:#x}, where no RAM is"));
@@ -181,6 +190,7 @@ impl Machine {
             self.violations.record(format!("wipe of {span:x?}: not a multiple of 4 KiB"));
         }
         self.accesses += span.size() >> 12;
+        self.changes += 1;
         self.check_unreachable(span, "is wiped");
         self.memory.wipe(span);
     }

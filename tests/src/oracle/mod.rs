@@ -6,11 +6,13 @@
 mod caches;
 mod leaves;
 mod owners;
+mod snapshot;
 mod standing;
 mod streams;
 mod tags;
 
 pub use owners::Owners;
+pub use snapshot::Snapshot;
 
 use crate::bench::{Bench, IMAGE, IMAGE_BYTES, POOL, POOL_BYTES};
 use crate::model::memory::Span;

@@ -38,4 +38,23 @@ impl Owners {
     pub fn of(&self, address: u64) -> Option<(u64, u64)> {
         self.0.get(((address - RAM_BASE) >> 12) as usize).copied()
     }
+
+    /// How many pages nobody has in `after` that somebody had.
+    ///
+    /// # Errors
+    /// A page that somebody else has then.
+    pub fn lost(&self, after: &Self) -> Result<u64, String> {
+        const NOBODY: (u64, u64) = (0x101, 0);
+        let mut lost = 0;
+        for (n, (old, new)) in self.0.iter().zip(&after.0).enumerate().filter(|(_, (old, new))| old != new) {
+            if *new != NOBODY {
+                return Err(format!(
+                    "page {:#x} was {old:x?} and is {new:x?}",
+                    RAM_BASE + ((n as u64) << 12)
+                ));
+            }
+            lost += 1;
+        }
+        Ok(lost)
+    }
 }

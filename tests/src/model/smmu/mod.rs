@@ -45,6 +45,11 @@ pub enum Fault {
     Abort,
     /// The queue stops without an error.
     Stuck,
+    /// It, and what follows, is looked at after so many nanoseconds.
+    Late(u64),
+    /// When it is looked at, these bits of GERROR become active, and then it is consumed. With CMDQ_ERR the queue stops before it, and CMDQ_CONS.ERR
+    /// says that there was no error.
+    Raise(u32),
     /// The device that the next CMD_ATC_INV is for does not answer it: the SYNC after it fails with CERROR_ATC_INV_SYNC, and the ATC
     /// keeps what it has. Armed for another command, it waits for one.
     NoAnswer,
@@ -94,6 +99,10 @@ pub struct Smmu {
     pub in_flight: Vec<InFlight>,
     /// Event records written, whole.
     pub events: Vec<[u64; 4]>,
+    /// How often each identification register was read, by offset.
+    pub id_reads: HashMap<u64, u64>,
+    /// Bits of identification registers, by offset, that are others from the second read on.
+    pub lies: HashMap<u64, u32>,
     pub(crate) stuck: bool,
     pub(crate) poisoned: Option<(u32, [u64; 2])>,
     pub(crate) doomed_forever: bool,
@@ -125,6 +134,8 @@ impl Smmu {
             history: VecDeque::new(),
             in_flight: Vec::new(),
             events: Vec::new(),
+            id_reads: HashMap::new(),
+            lies: HashMap::new(),
             stuck: false,
             poisoned: None,
             doomed_forever: false,
@@ -168,6 +179,12 @@ impl Smmu {
     /// Arms a fault for the command that is consumed after `after` others.
     pub fn arm(&mut self, after: u64, fault: Fault) {
         self.faults.push_back((self.commands + after, fault));
+    }
+
+    /// Makes bits of GERROR active, but for those that are (6.3.18).
+    pub fn raise(&mut self, bits: u32) {
+        let active = self.registers.gerror ^ self.registers.gerrorn;
+        self.registers.gerror ^= bits & !active;
     }
 
     /// Commands of this opcode consumed since reset.

@@ -136,6 +136,16 @@ impl Smmu {
                     self.stuck = true;
                     return Outcome::Waiting;
                 }
+                Some(Fault::Late(ns)) => {
+                    self.next_command_ns = bus.now_ns + ns;
+                    return Outcome::Waiting;
+                }
+                Some(Fault::Raise(bits)) => {
+                    self.raise(bits);
+                    if bits & CMDQ_ERR != 0 {
+                        return Outcome::Waiting;
+                    }
+                }
                 Some(Fault::NoAnswer) => self.atc.lose_next = true,
                 None => {}
             }

@@ -82,12 +82,12 @@ impl Smmu {
         if offset & 3 != 0 {
             self.violation(bus, format_args!("read of 32 bits at {offset:#x}"));
         }
+        if offset < 0x20 {
+            return self.read_id(offset);
+        }
         let r = &self.registers;
         let half = |value: u64| (value >> (8 * (offset & 4))) as u32;
         match offset {
-            0x00..=0x14 => self.config.idr[(offset / 4) as usize],
-            0x18 => self.config.iidr,
-            0x1c => self.config.aidr,
             0x20 => r.cr0,
             0x24 => r.cr0ack,
             0x28 => r.cr1,
@@ -112,6 +112,19 @@ impl Smmu {
             }
             _ => 0,
         }
+    }
+
+    /// IDR0 to IDR5, IIDR and AIDR (6.3.1 to 6.3.8), or what is said in their place.
+    fn read_id(&mut self, offset: u64) -> u32 {
+        let reads = self.id_reads.entry(offset).or_default();
+        *reads += 1;
+        let lie = if *reads > 1 { self.lies.get(&offset).copied().unwrap_or(0) } else { 0 };
+        let value = match offset {
+            0x18 => self.config.iidr,
+            0x1c => self.config.aidr,
+            _ => self.config.idr[(offset / 4) as usize],
+        };
+        value ^ lie
     }
 
     /// Reads 64 bits at an offset from the base.
