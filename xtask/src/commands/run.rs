@@ -79,7 +79,7 @@ impl Machine {
     pub fn shape(&self) -> Result<Shape> {
         let shape = Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)?;
         Ok(match (self.host, self.native) {
-            (Host::Shim, _) => shape,
+            (Host::Shim, _) => shape.with_mmio_disk(),
             (Host::Linux, false) => shape.with_virtio_disk(),
             (Host::Linux, true) => shape.with_virtio_disk().without_el2(),
         })

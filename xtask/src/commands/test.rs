@@ -40,7 +40,7 @@ struct Case {
 const CASES: &[Case] = &[
     Case { name: "default", smmus: 3, cpus: 4, memory: "1G", entry: Entry::Image, bootargs: "" },
     Case { name: "smallest", smmus: 1, cpus: 1, memory: "256M", entry: Entry::Image, bootargs: "rounds=500" },
-    Case { name: "largest", smmus: 8, cpus: 4, memory: "2G", entry: Entry::Image, bootargs: "rounds=500" },
+    Case { name: "largest", smmus: 8, cpus: 5, memory: "2G", entry: Entry::Image, bootargs: "rounds=500" },
     Case { name: "elf", smmus: 2, cpus: 2, memory: "512M", entry: Entry::Elf, bootargs: "rounds=500" },
 ];
 
@@ -134,7 +134,7 @@ fn panics(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (qemu, images) = prepare(workspace)?;
     for case in CASES {
-        let shape = Shape::new(case.smmus, case.cpus, case.memory.parse()?)?;
+        let shape = Shape::new(case.smmus, case.cpus, case.memory.parse()?)?.with_mmio_disk();
         println!("QEMU, {}: {shape}, {:?}", case.name, case.entry);
         match check::against_qemu(&shape, &qemu) {
             Ok(nodes) => {

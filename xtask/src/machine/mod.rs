@@ -31,6 +31,7 @@ pub struct Shape {
     memory: MemorySize,
     el2: bool,
     virtio_disk: bool,
+    mmio_disk: bool,
 }
 
 impl Shape {
@@ -50,12 +51,22 @@ impl Shape {
                 "the machine can have 1 to {MAX_CPUS} CPUs, not {cpus}: type --cpus 1 to --cpus {MAX_CPUS}"
             );
         }
-        Ok(Self { smmus, cpus, memory, el2: true, virtio_disk: false })
+        Ok(Self { smmus, cpus, memory, el2: true, virtio_disk: false, mmio_disk: false })
     }
 
     /// The same with a virtio disk behind SMMU 0.
     pub const fn with_virtio_disk(self) -> Self {
         Self { virtio_disk: true, ..self }
+    }
+
+    /// The same with a disk behind the first virtio-mmio transport, which has no SMMU in front of it: what a hostile host would use.
+    pub const fn with_mmio_disk(self) -> Self {
+        Self { mmio_disk: true, ..self }
+    }
+
+    /// Whether there is a disk behind virtio-mmio.
+    pub const fn has_mmio_disk(&self) -> bool {
+        self.mmio_disk
     }
 
     /// The same with CPUs that have no EL2: an operating system boots at EL1.

@@ -25,6 +25,11 @@ fn virtio_image(directory: &Path) -> PathBuf {
     directory.join("virtio.img")
 }
 
+/// The image of the disk behind virtio-mmio.
+fn mmio_image(directory: &Path) -> PathBuf {
+    directory.join("mmio.img")
+}
+
 /// Makes the images of the machine's disks, empty and sparse.
 ///
 /// # Errors
@@ -33,16 +38,19 @@ fn virtio_image(directory: &Path) -> PathBuf {
 pub fn make_images(shape: &Shape, directory: &Path) -> Result<()> {
     for root in shape.root_buses() {
         for device in shape.devices(&root) {
-            let image = match device {
-                Device::Nvme => nvme_image(directory, &root),
-                Device::VirtioDisk => virtio_image(directory),
-                Device::IommuTest | Device::Edu => continue,
-            };
-            let file = File::create(&image).with_context(|| format!("cannot make {}", image.display()))?;
-            file.set_len(DISK_BYTES).with_context(|| format!("cannot make {} larger", image.display()))?;
+            match device {
+                Device::Nvme => make_image(&nvme_image(directory, &root))?,
+                Device::VirtioDisk => make_image(&virtio_image(directory))?,
+                Device::IommuTest | Device::Edu => {}
+            }
         }
     }
-    Ok(())
+    if shape.has_mmio_disk() { make_image(&mmio_image(directory)) } else { Ok(()) }
+}
+
+fn make_image(image: &Path) -> Result<()> {
+    let file = File::create(image).with_context(|| format!("cannot make {}", image.display()))?;
+    file.set_len(DISK_BYTES).with_context(|| format!("cannot make {} larger", image.display()))
 }
 
 /// The machine's arguments: board, CPUs, memory, SMMUs, and the devices behind them with their images in `directory`.
@@ -95,6 +103,11 @@ pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
             }
         }
     }
+    if shape.has_mmio_disk() {
+        let image = escape(&mmio_image(directory));
+        option("-drive", format!("if=none,id=mmio,format=raw,file={image}"));
+        option("-device", "virtio-blk-device,drive=mmio,bus=virtio-mmio-bus.0".into());
+    }
     arguments
 }
 
@@ -122,6 +135,17 @@ mod tests {
         assert!(virtio(&shape).is_empty());
         let [disk] = &virtio(&shape.with_virtio_disk())[..] else { panic!("one disk") };
         assert!(disk.contains("iommu_platform=on,disable-legacy=on,bus=pcie.0"), "{disk}");
+    }
+
+    #[test]
+    fn the_disk_behind_virtio_mmio_is_there_when_it_is_wanted() {
+        let shape = Shape::new(1, 2, MemorySize::DEFAULT).expect("a valid shape");
+        let has_disk = |shape: &Shape| {
+            arguments(shape, Path::new("/run"))
+                .iter()
+                .any(|argument| argument.starts_with("virtio-blk-device,"))
+        };
+        assert!(!has_disk(&shape) && has_disk(&shape.with_mmio_disk()));
     }
 
     #[test]
