@@ -82,6 +82,21 @@ pub struct Forbidden {
     pub cpu_control: u64,
 }
 
+/// DMA masters that no SMMU is in front of, by the addresses of their registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideDoors {
+    /// QEMU's fw_cfg.
+    pub fw_cfg: u64,
+    /// The first virtio-mmio transport; others follow, 512 bytes each.
+    pub virtio_mmio: u64,
+    /// How many there are.
+    pub virtio_mmio_count: u64,
+    /// The ITS's control frame.
+    pub its: u64,
+    /// RD_base of the first CPU's Redistributor.
+    pub redistributor: u64,
+}
+
 /// A machine with the hypervisor below and devices behind its SMMUs, seen by the host.
 ///
 /// Addresses are physical and in bytes. Nothing here panics on a refusal: that is what the checks are about.
@@ -175,6 +190,15 @@ pub trait Host: Caller + Sync {
     ///
     /// Asked for by index, from 0 until `None`.
     fn forbidden(&self, index: usize) -> Option<Forbidden>;
+
+    /// First byte of 64 KiB, aligned to that, that are the hypervisor's, and where it keeps nothing while checks run: what an attack
+    /// aims at.
+    fn hypervisor_memory(&self) -> u64;
+
+    /// The DMA masters without an SMMU; `None` where they are not there, or do nothing.
+    fn side_doors(&self) -> Option<SideDoors> {
+        None
+    }
 
     /// An address in RAM's gaps: what no RAM and no device is at, for bad arguments. Must be a multiple of 2 MiB, below `1 << 48`.
     fn not_ram(&self) -> u64;

@@ -70,6 +70,8 @@ pub struct Tree {
     pub reserved: Few<Run>,
     /// The PL011.
     pub uart: u64,
+    /// The GIC's Distributor.
+    pub distributor: u64,
     /// The GIC's Redistributors.
     pub redistributors: Few<Run>,
     /// MPIDR affinity of every CPU.
@@ -149,6 +151,7 @@ pub fn read(fdt: &Fdt<'_>) -> Tree {
         memory: Few::new(),
         reserved: Few::new(),
         uart: 0,
+        distributor: 0,
         redistributors: Few::new(),
         cpus: Few::new(),
         roots: Few::new(),
@@ -161,6 +164,7 @@ pub fn read(fdt: &Fdt<'_>) -> Tree {
         } else if is_compatible(node, "arm,pl011") {
             tree.uart = runs(node).next().map_or(tree.uart, |run| run.start);
         } else if is_compatible(node, "arm,gic-v3") {
+            tree.distributor = runs(node).next().map_or(tree.distributor, |run| run.start);
             runs(node).skip(1).for_each(|run| tree.redistributors.push(run));
         } else if is_compatible(node, "pci-host-ecam-generic") {
             tree.roots.push(root_complex(node));

@@ -2,14 +2,15 @@
 //!
 //! What QEMU runs and the model does not: the disk (there is no NVMe controller here), programs at EL1 (so no stage 1, no
 //! instruction syndromes, no PSCI), bus numbers that change when bridges are written, an emulated GIC beyond the words that a
-//! Redistributor's page stores. The check of 10,000 concurrent rounds is run by its own test with fewer rounds.
+//! Redistributor's page stores, DMA masters without an SMMU that do DMA (so of the attacks those by fw_cfg, virtio-mmio, the ITS and LPI tables).
+//! The check of 10,000 concurrent rounds is run by its own test with fewer rounds.
 //!
 //! What the model runs and QEMU cannot: everything in `tests/tests` but `checks.rs`. A cache that keeps entries for
 //! ever, commands that take effect only with a SYNC, SYNC that waits for transactions, TTL and Leaf hints taken at their word, invalid
 //! STEs in the configuration cache, SMMUs without RIL or BBML or with other granules and sizes, slow queues, failing
 //! commands, failing allocations.
 
-use crate::bench::{Bench, IMAGE, POOL, SCRATCH};
+use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES, SCRATCH};
 use crate::model::cpu::CpuFault;
 use crate::model::device::Dma as Reached;
 use crate::model::memory::Span;
@@ -203,6 +204,10 @@ impl Host for Bench {
             _ => return None,
         };
         Some(Forbidden { name, address, cpu_refused, cpu_control })
+    }
+
+    fn hypervisor_memory(&self) -> u64 {
+        POOL + POOL_BYTES - 0x1_0000
     }
 
     fn not_ram(&self) -> u64 {

@@ -1,8 +1,9 @@
 //! ATS: what a device holds, and may say that it holds.
 
 use abi::{Function, Reason, attach};
-use tests::bench::{Bench, POOL, SCRATCH, Shape};
+use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
 use tests::calls::incompatible;
+use tests::model::SMMU_BASE;
 use tests::model::device::Dma;
 use tests::model::smmu::Fault;
 use tests::model::smmu::ats::AtsReply;
@@ -191,6 +192,46 @@ fn requests_of_a_stream_without_ats_abort() {
     bench.detach(0, 0).unwrap();
     assert_eq!(forged(&bench, SCRATCH), None, "detached");
     good(&bench, "detached");
+}
+
+/// Every StreamID that an SMMU has, whatever it is attached to, makes up addresses of everybody's.
+#[test]
+fn translated_requests_of_any_stream() {
+    const PLACES: [&str; 5] =
+        ["the hypervisor's image", "its pool", "an SMMU's registers", "a guest's page", "the host's page"];
+    let bench = boot(&Shape::of(3, ATS));
+    let guest = bench.guest().unwrap();
+    let guests = SCRATCH + (1 << 20);
+    bench.whole(Function::MemDonate, guests, 0x1000, guest).unwrap();
+    // SMMU 0: the host's domain and a guest's. SMMU 1: nested, without ATS and with split-stage ATS. SMMU 2: unattached.
+    bench.attach(0, 0, 0).unwrap();
+    bench.attach(0, 1, guest).unwrap();
+    let nest = bench.nest(1, 0, SCRATCH, 1).unwrap();
+    let [word0, word1] = nest.stage1.words();
+    for (device, ats) in [(0, 0), (1, EATS)] {
+        let domain = bench.nested(nest.vsmmu, [word0, word1 | ats]).unwrap();
+        bench.attach(1, device, domain).unwrap();
+    }
+    let with_ats = (1, bench.devices[1][1].stream);
+    let mine = nest.stage1.page(2);
+    let mut reached = 0;
+    for smmu in 0..3 {
+        for stream in 0..1 << 16 {
+            for (place, address) in PLACES.iter().zip([IMAGE, POOL, SMMU_BASE, guests, mine]) {
+                let Dma::Reached(target) = bench.machine().dma_translated(smmu, stream, address, VALUE)
+                else {
+                    continue;
+                };
+                assert!(
+                    (smmu, stream) == with_ats && target == mine,
+                    "attack worked: StreamID {stream:#x} of SMMU {smmu} reached {place} at {target:#x} by a Translated request"
+                );
+                reached += 1;
+            }
+        }
+    }
+    assert_eq!(reached, 1, "the control: split-stage ATS, and an IPA of the host's");
+    good(&bench, "with requests of every stream");
 }
 
 #[test]

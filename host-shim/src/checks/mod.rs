@@ -15,6 +15,7 @@ mod donation;
 mod errands;
 mod forbidden;
 mod guests;
+pub mod hostile;
 mod nested;
 mod objects;
 mod pool;
@@ -98,6 +99,7 @@ pub fn all<H: Host>() -> impl Iterator<Item = Check<H>> {
         .chain(teardown::checks())
         .chain(forbidden::checks())
         .chain(renumbering::checks())
+        .chain(hostile::checks())
         .chain(guests::checks())
         .chain(pool::checks())
         .chain(arguments::checks())

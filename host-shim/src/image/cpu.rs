@@ -25,3 +25,9 @@ pub fn now_ns() -> u64 {
     let ticks = u128::from(ticks()) * 1_000_000_000 / u128::from(frequency);
     ticks as u64
 }
+
+/// Writes the cache line of an address back to the point of coherency, and forgets it.
+pub fn clean_and_invalidate(address: u64) {
+    // SAFETY: no value of memory changes by it.
+    unsafe { core::arch::asm!("dc civac, {}", "dsb sy", in(reg) address, options(nostack, preserves_flags)) };
+}

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use host_shim::bus::Bus;
 use host_shim::call::{Caller, Calls};
 use host_shim::devices::{edu, nvme, testdev};
-use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, Transfer};
+use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, SideDoors, Transfer};
 use host_shim::pci::{self, Function};
 use host_shim::tree::{Run, Tree};
 use smmuv3::features::Features;
@@ -143,6 +143,11 @@ impl Machine {
         order
     }
 
+    /// Whether a tick of the virtual counter is an instruction.
+    pub fn counts_instructions(&self) -> bool {
+        self.counts_instructions
+    }
+
     /// How many SMMUs have devices.
     pub fn smmu_count(&self) -> usize {
         self.count
@@ -221,6 +226,10 @@ fn spare(tree: &Tree, device_tree: Run, scratch: u64) -> Option<(u64, u64)> {
     (start < end).then(|| (start, end - start))
 }
 
+/// fw_cfg and the ITS of QEMU's `virt`.
+const FW_CFG: u64 = 0x0902_0000;
+const ITS: u64 = 0x0808_0000;
+
 /// Places of QEMU's `virt` that are not in the host's device tree, or that no device may reach.
 const DEVICES: [(&str, u64, bool); 12] = [
     ("UART", 0x0900_0000, false),
@@ -228,14 +237,18 @@ const DEVICES: [(&str, u64, bool); 12] = [
     ("flash", 0x0000_0000, false),
     ("interrupt distributor", 0x0800_0000, false),
     ("redistributor", 0x080a_0000, false),
-    ("ITS registers", 0x0808_0000, false),
-    ("fw_cfg", 0x0902_0000, true),
+    ("ITS registers", ITS, false),
+    ("fw_cfg", FW_CFG, true),
     ("fw_cfg DMA", 0x0902_0010, true),
     ("virtio-mmio, first", 0x0a00_0000, true),
     ("virtio-mmio, middle", 0x0a00_1e00, true),
     ("virtio-mmio, last", 0x0a00_3e00, true),
     ("virtio-mmio, queue ready", 0x0a00_0040, true),
 ];
+
+/// virtio-mmio of QEMU's `virt`: the first transport, and how many there are.
+const VIRTIO_MMIO: u64 = 0x0a00_0000;
+const VIRTIO_MMIO_COUNT: u64 = 32;
 
 /// The PL011's identification register: readable, no side effect.
 const UART_PERIPHERAL_ID: u64 = 0x0900_0fe0;
@@ -363,6 +376,23 @@ impl Host for Machine {
             });
         }
         self.hypervisor_memory(index - self.count)
+    }
+
+    fn hypervisor_memory(&self) -> u64 {
+        const SIZE: u64 = 0x1_0000;
+        // The pool gives away its low pages first.
+        let end = self.tree.reserved.iter().map(|run| run.start + run.size).max();
+        end.unwrap_or(SIZE).saturating_sub(SIZE) & !(SIZE - 1)
+    }
+
+    fn side_doors(&self) -> Option<SideDoors> {
+        Some(SideDoors {
+            fw_cfg: FW_CFG,
+            virtio_mmio: VIRTIO_MMIO,
+            virtio_mmio_count: VIRTIO_MMIO_COUNT,
+            its: ITS,
+            redistributor: self.tree.redistributors.iter().next()?.start,
+        })
     }
 
     fn not_ram(&self) -> u64 {

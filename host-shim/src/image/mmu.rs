@@ -3,7 +3,7 @@
 //! RAM is Normal write-back, everything else Device-nGnRE. That covers the hypervisor's memory and the SMMUs' registers too, which an
 //! operating system would leave out: the checks want the abort to be the hypervisor's.
 
-use aarch64_cpu::registers::{Readable, SCTLR_EL1};
+use aarch64_cpu::registers::{Readable, SCTLR_EL1, TCR_EL1, TTBR1_EL1, Writeable};
 use core::cell::UnsafeCell;
 use host_shim::tree::{Run, Tree};
 
@@ -28,6 +28,14 @@ const NEVER_EXECUTE: u64 = 1 << 53 | 1 << 54;
 const USER_NEVER_EXECUTES: u64 = 1 << 54;
 const NORMAL: u64 = VALID | ACCESSED | INNER_SHAREABLE;
 const DEVICE: u64 = VALID | ACCESSED | 1 << 2 | NEVER_EXECUTE;
+
+/// The first address that TTBR1_EL1 translates in [`with_upper_half`].
+pub const UPPER_HALF: u64 = 0xffff_ff80_0000_0000;
+/// Levels of its tables, each a page.
+pub const UPPER_LEVELS: u64 = 3;
+/// What TCR_EL1 has besides for it: 39-bit addresses, 4 KiB granule, inner shareable write-back walks; EPD1 is what it has not.
+const UPPER: u64 = 25 << 16 | 1 << 24 | 1 << 26 | 3 << 28 | 2 << 30;
+const NO_UPPER: u64 = 1 << 23;
 
 #[repr(C, align(4096))]
 pub struct Tables {
@@ -97,4 +105,32 @@ fn fill(table: &mut [u64; ENTRIES], gib: u64, tree: &Tree) {
 pub fn enable() {
     // SAFETY: the tables map everything that is used as it is used now, at the same addresses.
     unsafe { super::entry::enable_mmu() };
+}
+
+/// A descriptor of a table.
+pub const fn table(next: u64) -> u64 {
+    next | TABLE | VALID
+}
+
+/// A descriptor of a page of RAM, of the last level.
+pub const fn page(address: u64) -> u64 {
+    address | NORMAL | NEVER_EXECUTE | 1 << 1
+}
+
+/// Runs `act` while this CPU translates the upper half of its addresses by the table at `root`. The lower half is the identity as ever.
+pub fn with_upper_half<T>(root: u64, act: impl FnOnce() -> T) -> T {
+    let before = TCR_EL1.get();
+    TTBR1_EL1.set(root);
+    TCR_EL1.set(before & !NO_UPPER | UPPER);
+    forget();
+    let value = act();
+    TCR_EL1.set(before);
+    forget();
+    value
+}
+
+/// Has this CPU forget its translations.
+fn forget() {
+    // SAFETY: what this program uses is in the tables of the lower half, which have not changed.
+    unsafe { core::arch::asm!("isb", "tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }

@@ -9,6 +9,8 @@ mod cpu;
 mod drive;
 mod entry;
 mod firmware;
+mod hostile;
+mod interrupts;
 mod machine;
 mod mmu;
 mod probe;
@@ -76,15 +78,16 @@ fn run(tree: &Tree, bootargs: &str, device_tree: tree::Run) -> bool {
     }
     let only = words.find_map(|word| word.strip_prefix("only="));
     let wanted = |name: &str| only.is_none_or(|only| matches(name, only));
-    let all = checks::all::<Machine>().chain(firmware::checks()).chain([profiling::CHECK]);
+    let all =
+        checks::all::<Machine>().chain(firmware::checks()).chain([profiling::CHECK]).chain(hostile::checks());
     let tally = checks::run(&machine, all.filter(|check| wanted(check.name)));
     summary(&machine, tally);
     tally.failed == 0 && tally.passed > 0
 }
 
-/// Whether a check's name contains the word, `_` being a space there.
+/// Whether a check's name contains the word, in which `_` stands for a space too.
 fn matches(name: &str, word: &str) -> bool {
-    let same = |(a, b): (u8, u8)| a == if b == b'_' { b' ' } else { b };
+    let same = |(a, b): (u8, u8)| a == b || (a, b) == (b' ', b'_');
     name.as_bytes().windows(word.len().max(1)).any(|part| part.iter().copied().zip(word.bytes()).all(same))
 }
 

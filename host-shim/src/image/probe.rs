@@ -73,6 +73,14 @@ const DATA_ABORT_SAME_EL: u64 = 0x25;
 const WRITE_NOT_READ: u64 = 1 << 6;
 const FAR_NOT_VALID: u64 = 1 << 10;
 
+/// Whether an instruction of this address makes a probe's access; it is the first of its function.
+pub fn is_access(address: u64) -> bool {
+    let loads = [probe_read_u8, probe_read_u16, probe_read_u32, probe_read_u64].map(|load| load as *const ());
+    let stores =
+        [probe_write_u8, probe_write_u16, probe_write_u32, probe_write_u64].map(|store| store as *const ());
+    loads.into_iter().chain(stores).any(|access| access as u64 == address)
+}
+
 /// ESR of the last abort whose class, direction or address was wrong; `None` when all were right.
 pub fn odd_abort() -> Option<u64> {
     match ODD_ABORT.load(Ordering::Relaxed) {

@@ -167,6 +167,10 @@ impl Host for Fake {
         None
     }
 
+    fn hypervisor_memory(&self) -> u64 {
+        0
+    }
+
     fn not_ram(&self) -> u64 {
         0
     }
