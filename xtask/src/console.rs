@@ -85,6 +85,15 @@ impl Console {
         self.lines.iter().find(complains).map(String::as_str)
     }
 
+    /// The line that reports that this check failed, from what was seen on.
+    pub fn failure_of(&self, check: &str) -> Option<&str> {
+        let of_check = |line: &String| {
+            line.trim().strip_prefix("FAIL ")?.strip_prefix(check)?.starts_with(": ").then_some(())
+        };
+        let line = self.lines.iter().find(|line| of_check(line).is_some())?;
+        line.split_once("; seen: ").map(|(_, seen)| seen)
+    }
+
     fn end_line(&mut self) {
         let line = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
@@ -136,6 +145,16 @@ mod tests {
         assert_eq!((console.passed(), console.failed()), (Some(12), Some(0)));
         let [measure] = console.measures() else { panic!("one line is a measure: {console:?}") };
         assert_eq!((&*measure.name, measure.value), ("donate-page", 1712));
+    }
+
+    #[test]
+    fn a_check_that_failed_is_found_by_its_whole_name() {
+        let console = console(
+            "pass an ITT: expected a; seen: b; 1 ticks\r\nFAIL an ITT in RAM: expected c; seen: attack worked: d; 2 ticks\r\n",
+        );
+        assert_eq!(console.failure_of("an ITT in RAM"), Some("attack worked: d; 2 ticks"));
+        assert_eq!(console.failure_of("an ITT"), None);
+        assert_eq!(console.failure_of("RAM"), None);
     }
 
     #[test]

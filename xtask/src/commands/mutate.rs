@@ -2,10 +2,14 @@
 //!
 //! Each mutation is one replacement of text in a copy of the tree, built with a target directory of its own. It is caught
 //! when a test fails, or the guest fails, panics or hangs. A copy without a mutation must pass first.
+//!
+//! One that builds out what keeps an attack from its end names the check that makes the attack. That check alone is run, and must say that
+//! the attack worked: it is not enough that something fails.
 
 mod model;
 mod tree;
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -60,9 +64,38 @@ struct Mutation {
     find: String,
     /// What is there instead.
     replace: String,
+    /// More replacements that it takes.
+    #[serde(default)]
+    also: Vec<Edit>,
     /// Who must notice.
     caught_by: CaughtBy,
+    /// The check, or the test, that must say that its attack worked.
+    check: Option<String>,
 }
+
+/// One replacement.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Edit {
+    /// As of [`Mutation`].
+    file: String,
+    /// As of [`Mutation`].
+    find: String,
+    /// As of [`Mutation`].
+    replace: String,
+}
+
+impl Mutation {
+    /// Its replacements, in order.
+    fn edits(&self) -> impl Iterator<Item = (&str, &str, &str)> {
+        let first = (&*self.file, &*self.find, &*self.replace);
+        let others = self.also.iter().map(|edit| (&*edit.file, &*edit.find, &*edit.replace));
+        std::iter::once(first).chain(others)
+    }
+}
+
+/// How a check says that an attack has reached its end.
+const ATTACK_WORKED: &str = "attack worked";
 
 /// Which tests must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
@@ -79,6 +112,8 @@ enum CaughtBy {
 enum Verdict {
     /// The tests failed; what they said.
     Caught(String),
+    /// The tests failed, but the check that was named did not see its attack work; what they said.
+    Otherwise(String),
     /// The tests passed.
     Survived,
 }
@@ -116,10 +151,20 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let tools = setup::run(false)?;
     let copy = Copy::new(&workspace)?;
     for by in [CaughtBy::Model, CaughtBy::Qemu] {
-        if chosen.iter().any(|mutation| mutation.caught_by == by) {
-            println!("control, {by:?}: no mutation");
-            if let Verdict::Caught(how) = attempt(&copy, &tools, by)? {
-                bail!("the tests fail without a mutation ({how}): type `cargo xtask test`");
+        let here = || chosen.iter().filter(|mutation| mutation.caught_by == by);
+        // All tests include those that are named.
+        let controls: BTreeSet<Option<&str>> = if here().any(|mutation| mutation.check.is_none()) {
+            BTreeSet::from([None])
+        } else {
+            here().map(|mutation| mutation.check.as_deref()).collect()
+        };
+        for check in controls {
+            println!("control, {by:?}, {}: no mutation", check.unwrap_or("all tests"));
+            match attempt(&copy, &tools, by, check)? {
+                Verdict::Survived => {}
+                Verdict::Caught(how) | Verdict::Otherwise(how) => {
+                    bail!("the tests fail without a mutation ({how}): type `cargo xtask test`")
+                }
             }
         }
     }
@@ -127,7 +172,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     for mutation in &chosen {
         let started = Instant::now();
         copy.apply(mutation)?;
-        let verdict = attempt(&copy, &tools, mutation.caught_by);
+        let verdict = attempt(&copy, &tools, mutation.caught_by, mutation.check.as_deref());
         copy.revert(mutation)?;
         let seconds = started.elapsed().as_secs();
         match verdict {
@@ -136,6 +181,14 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
                 println!("BROKEN    {} ({seconds} s): {error:#}", mutation.name);
             }
             Ok(Verdict::Caught(how)) => println!("caught    {} ({seconds} s): {how}", mutation.name),
+            Ok(Verdict::Otherwise(how)) => {
+                survivors += 1;
+                let check = mutation.check.as_deref().unwrap_or_default();
+                println!(
+                    "OTHERWISE {} ({seconds} s): `{check}` does not say that its attack worked: {how}",
+                    mutation.name
+                );
+            }
             Ok(Verdict::Survived) => {
                 survivors += 1;
                 println!("SURVIVED  {} ({seconds} s): {} is not tested", mutation.name, mutation.breaks);
@@ -152,20 +205,21 @@ fn read(workspace: &Workspace) -> Result<List> {
     toml::from_str(&text).with_context(|| format!("{LIST} is malformed"))
 }
 
-fn attempt(copy: &Copy, tools: &Tools, by: CaughtBy) -> Result<Verdict> {
+fn attempt(copy: &Copy, tools: &Tools, by: CaughtBy, check: Option<&str>) -> Result<Verdict> {
     match by {
-        CaughtBy::Model => model::attempt(copy.workspace(), TIMEOUT),
-        CaughtBy::Qemu => in_qemu(copy.workspace(), tools),
+        CaughtBy::Model => model::attempt(copy.workspace(), TIMEOUT, check),
+        CaughtBy::Qemu => in_qemu(copy.workspace(), tools, check),
     }
 }
 
-fn in_qemu(workspace: &Workspace, tools: &Tools) -> Result<Verdict> {
+fn in_qemu(workspace: &Workspace, tools: &Tools, check: Option<&str>) -> Result<Verdict> {
     let images = image::build(workspace, tools.standard_library)?;
+    let only = check.map_or_else(String::new, |check| format!(" only={}", check.replace(' ', "_")));
     let run = Run {
         name: "mutate",
-        shape: Shape::new(3, 2, MemorySize::DEFAULT)?,
+        shape: Shape::new(3, 2, MemorySize::DEFAULT)?.with_mmio_disk(),
         entry: Entry::Image,
-        bootargs: "rounds=200".into(),
+        bootargs: format!("rounds=200{only}"),
         extra: Vec::new(),
         timeout: TIMEOUT,
         show: false,
@@ -174,6 +228,13 @@ fn in_qemu(workspace: &Workspace, tools: &Tools) -> Result<Verdict> {
     let record = emulator::run(&run, &tools.qemu, &images.software())?;
     if record.passed() {
         return Ok(Verdict::Survived);
+    }
+    if let Some(check) = check {
+        return Ok(match record.console.failure_of(check) {
+            Some(how) if how.contains(ATTACK_WORKED) => Verdict::Caught(how.trim().to_owned()),
+            Some(how) => Verdict::Otherwise(how.trim().to_owned()),
+            None => Verdict::Otherwise(record.sentence(TIMEOUT)),
+        });
     }
     let how = record.console.first_complaint().map_or_else(|| record.sentence(TIMEOUT), str::to_owned);
     Ok(Verdict::Caught(how.trim().to_owned()))

@@ -28,17 +28,25 @@ struct Message {
     executable: Option<PathBuf>,
 }
 
-/// Builds and runs the tests, up to the first program that fails or takes longer than `timeout`.
-pub fn attempt(workspace: &Workspace, timeout: Duration) -> Result<Verdict> {
-    for tests in TESTS {
-        if let Verdict::Caught(how) = attempt_some(workspace, timeout, tests)? {
-            return Ok(Verdict::Caught(how));
+/// Builds and runs the tests, up to the first program that fails or takes longer than `timeout`. If a test is named, that one alone, which is one
+/// of the model machine's.
+pub fn attempt(workspace: &Workspace, timeout: Duration, only: Option<&str>) -> Result<Verdict> {
+    let wanted = if only.is_some() { &[TESTS[TESTS.len() - 1]][..] } else { &TESTS[..] };
+    for tests in wanted {
+        match attempt_some(workspace, timeout, tests, only)? {
+            Verdict::Survived => {}
+            verdict => return Ok(verdict),
         }
     }
     Ok(Verdict::Survived)
 }
 
-fn attempt_some(workspace: &Workspace, timeout: Duration, tests: &[&str]) -> Result<Verdict> {
+fn attempt_some(
+    workspace: &Workspace,
+    timeout: Duration,
+    tests: &[&str],
+    only: Option<&str>,
+) -> Result<Verdict> {
     let mut cargo = workspace.cargo();
     cargo.args(["test", "--quiet", "--no-run", "--message-format=json"]).args(tests);
     let output = cargo.stderr(Stdio::piped()).output().context("cargo cannot be started")?;
@@ -53,6 +61,7 @@ fn attempt_some(workspace: &Workspace, timeout: Duration, tests: &[&str]) -> Res
         };
         let directory = manifest.parent().context("a manifest without a directory")?;
         let mut child = Command::new(&executable)
+            .args(only.into_iter().flat_map(|name| [name, "--exact"]))
             .current_dir(directory)
             .env("CARGO_MANIFEST_DIR", directory)
             .stdin(Stdio::null())
@@ -78,7 +87,11 @@ fn attempt_some(workspace: &Workspace, timeout: Duration, tests: &[&str]) -> Res
                 text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED"));
             let failed: Vec<&str> = failed.take(3).collect();
             let how = if failed.is_empty() { status.to_string() } else { failed.join(", ") };
-            return Ok(Verdict::Caught(how));
+            return Ok(match text.lines().find(|line| line.contains(super::ATTACK_WORKED)) {
+                Some(line) if only.is_some() => Verdict::Caught(line.trim().to_owned()),
+                None if only.is_some() => Verdict::Otherwise(how),
+                _ => Verdict::Caught(how),
+            });
         }
     }
     Ok(Verdict::Survived)

@@ -1,6 +1,6 @@
 //! The copy of the tree that mutations are made in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -37,16 +37,21 @@ impl Copy {
 
     /// Makes a mutation in the copy.
     pub fn apply(&self, mutation: &Mutation) -> Result<()> {
-        let text = mutated(&self.original, mutation)?;
-        let path = self.workspace.root().join(&mutation.file);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        for (file, text) in mutated(&self.original, mutation)? {
+            let path = self.workspace.root().join(file);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Takes it back.
     pub fn revert(&self, mutation: &Mutation) -> Result<()> {
-        let text = fs::read(self.original.join(&mutation.file))?;
-        let path = self.workspace.root().join(&mutation.file);
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        for (file, ..) in mutation.edits() {
+            let text = fs::read(self.original.join(file))?;
+            let path = self.workspace.root().join(file);
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Copies what differs; a file that is the same keeps its time, by which cargo goes.
@@ -73,20 +78,29 @@ impl Copy {
     }
 }
 
-/// The text of a mutation's file with the mutation made.
-pub fn mutated(root: &Path, mutation: &Mutation) -> Result<String> {
-    let path = root.join(&mutation.file);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    if mutation.find.is_empty() {
-        bail!("it says no text to find");
+/// The files of a mutation, each with its text when the mutation is made.
+pub fn mutated<'m>(root: &Path, mutation: &'m Mutation) -> Result<BTreeMap<&'m str, String>> {
+    let mut texts = BTreeMap::new();
+    for (file, find, replace) in mutation.edits() {
+        if find.is_empty() {
+            bail!("it says no text to find");
+        }
+        if find == replace {
+            bail!("it changes nothing");
+        }
+        let text = match texts.remove(file) {
+            Some(text) => text,
+            None => {
+                let path = root.join(file);
+                fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+        };
+        match text.matches(find).count() {
+            1 => texts.insert(file, text.replacen(find, replace, 1)),
+            times => bail!("its text is {times} times in {file}, not once"),
+        };
     }
-    if mutation.find == mutation.replace {
-        bail!("it changes nothing");
-    }
-    match text.matches(&mutation.find).count() {
-        1 => Ok(text.replacen(&mutation.find, &mutation.replace, 1)),
-        times => bail!("its text is {times} times in {}, not once", mutation.file),
-    }
+    Ok(texts)
 }
 
 fn remove_others(root: &Path, directory: &Path, kept: &BTreeSet<PathBuf>) -> Result<()> {
@@ -107,7 +121,7 @@ fn remove_others(root: &Path, directory: &Path, kept: &BTreeSet<PathBuf>) -> Res
 
 #[cfg(test)]
 mod tests {
-    use super::super::{CaughtBy, LIST, List};
+    use super::super::{CaughtBy, Edit, LIST, List};
     use super::*;
 
     fn mutation(find: &str, replace: &str) -> Mutation {
@@ -117,7 +131,9 @@ mod tests {
             file: "file".into(),
             find: find.into(),
             replace: replace.into(),
+            also: Vec::new(),
             caught_by: CaughtBy::Model,
+            check: None,
         }
     }
 
@@ -126,11 +142,43 @@ mod tests {
         let root = std::env::temp_dir().join(format!("xtask-{}-mutated", std::process::id()));
         fs::create_dir_all(&root).expect("a directory");
         fs::write(root.join("file"), "one two two").expect("a file");
-        assert_eq!(mutated(&root, &mutation("one", "1")).expect("once"), "1 two two");
+        let text = |mutation: &Mutation| mutated(&root, mutation).map(|mut texts| texts.remove("file"));
+        assert_eq!(text(&mutation("one", "1")).expect("once").as_deref(), Some("1 two two"));
+        // The second replacement finds what the first one left.
+        let also = Edit { file: "file".into(), find: "1 two".into(), replace: "3".into() };
+        let both = Mutation { also: vec![also], ..mutation("one", "1") };
+        assert_eq!(text(&both).expect("once each").as_deref(), Some("3 two"));
         for (find, replace) in [("two", "2"), ("three", "3"), ("", "x"), ("one", "one")] {
             mutated(&root, &mutation(find, replace)).expect_err(find);
         }
         fs::remove_dir_all(&root).expect("it was made above");
+    }
+
+    #[test]
+    fn every_check_that_is_named_is_in_the_source() {
+        let root = Workspace::current().root().to_owned();
+        let text = fs::read_to_string(root.join(LIST)).expect(LIST);
+        let list: List = toml::from_str(&text).expect(LIST);
+        let named: Vec<&str> =
+            list.mutation.iter().filter_map(|mutation| mutation.check.as_deref()).collect();
+        assert!(!named.is_empty());
+        let mut sources = String::new();
+        let mut directories = vec![root.join("host-shim/src"), root.join("tests/tests")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("a directory") {
+                let path = entry.expect("an entry").path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    sources += &fs::read_to_string(path).expect("a source file");
+                }
+            }
+        }
+        for check in named {
+            let is_there = sources.contains(&format!("name: \"{check}\","))
+                || sources.contains(&format!("fn {check}()"));
+            assert!(is_there, "no check or test is called `{check}`");
+        }
     }
 
     #[test]
