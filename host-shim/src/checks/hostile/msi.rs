@@ -3,12 +3,13 @@
 use super::super::support::{block, cpu_store, cpu_value, drain};
 use super::super::{Check, Outcome, Stop};
 use super::Prey;
-use super::smmu::{
-    CMDQ_CONS, CMDQEN, CR0, EVENTQ_BASE, EVENTQ_CONS, EVENTQ_IRQ_CFG0, EVENTQ_PROD, EVENTQEN,
-    GERROR_IRQ_CFG0, IRQ_CTRL, Registers, SMMUEN, STRTAB_BASE, STRTAB_BASE_CFG, sync_to,
-};
+use super::smmu::{CMDQEN, EVENTQEN, Registers, SMMUEN, sync_to};
 use crate::host::{Device, Host};
 use crate::{attack_worked, fail, text};
+use smmuv3::registers::{
+    CMDQ_PROD_OFFSET, CR0_OFFSET, EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_IRQ_CFG0_OFFSET,
+    EVENTQ_PROD_OFFSET, GERROR_IRQ_CFG0_OFFSET, IRQ_CTRL_OFFSET, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
+};
 
 /// GERROR.MSI_CMDQ_ABT_ERR.
 const MSI_CMDQ_ABORT: u32 = 1 << 4;
@@ -42,8 +43,8 @@ fn completion<H: Host>(host: &H) -> Outcome {
             registers.run_first(queue, sync_to(place, DATA))?;
             let errors = registers.errors()?;
             registers.acknowledge()?;
-            if registers.read(CMDQ_CONS)? != 1 {
-                fail!("the CMD_SYNC was not consumed: CMDQ_CONS {:#x}", registers.read(CMDQ_CONS)?);
+            if registers.consumed()? != 1 {
+                fail!("the CMD_SYNC was not consumed: errors {errors:#x}");
             }
             Ok(errors)
         };
@@ -84,29 +85,29 @@ fn provoke<H: Host>(registers: &Registers<'_, H>, stream: u32, error: u64, event
         cpu_store(host, at, 0)?;
     }
     cpu_store(host, table + u64::from(stream) * 64, 1 | 0b011 << 1)?;
-    registers.write(IRQ_CTRL, 0)?;
-    for (register, place) in [(GERROR_IRQ_CFG0, error), (EVENTQ_IRQ_CFG0, event)] {
+    registers.write(IRQ_CTRL_OFFSET, 0)?;
+    for (register, place) in [(GERROR_IRQ_CFG0_OFFSET, error), (EVENTQ_IRQ_CFG0_OFFSET, event)] {
         registers.write_u64(register, place)?;
         registers.write(register + 8, DATA)?;
         registers.write(register + 12, 3 << 4 | 0xf)?;
     }
-    registers.write_u64(STRTAB_BASE, table)?;
-    registers.write(STRTAB_BASE_CFG, log2)?;
-    registers.write_u64(EVENTQ_BASE, events | u64::from(QUEUE_LOG2))?;
-    registers.write(EVENTQ_PROD, 0)?;
-    registers.write(EVENTQ_CONS, 0)?;
+    registers.write_u64(STRTAB_BASE_OFFSET, table)?;
+    registers.write(STRTAB_BASE_CFG_OFFSET, log2)?;
+    registers.write_u64(EVENTQ_BASE_OFFSET, events | u64::from(QUEUE_LOG2))?;
+    registers.write(EVENTQ_PROD_OFFSET, 0)?;
+    registers.write(EVENTQ_CONS_OFFSET, 0)?;
     registers.start_queue(queue, QUEUE_LOG2)?;
-    registers.write(IRQ_CTRL, 0b101)?;
+    registers.write(IRQ_CTRL_OFFSET, 0b101)?;
     registers.set_cr0(SMMUEN | EVENTQEN | CMDQEN)?;
     // CFGI_STE of that stream, and then a command that does not exist.
     registers.run_first(queue, [0x03 | u64::from(stream) << 32, 1])?;
-    let recorded = registers.read(EVENTQ_PROD)?;
+    let recorded = registers.read(EVENTQ_PROD_OFFSET)?;
     cpu_store(host, queue + 16, 0xff)?;
-    registers.write(super::smmu::CMDQ_PROD, 2)?;
+    registers.write(CMDQ_PROD_OFFSET, 2)?;
     let errors = registers.errors()?;
-    registers.write(CR0, 0)?;
+    registers.write(CR0_OFFSET, 0)?;
     registers.acknowledge()?;
-    registers.write(IRQ_CTRL, 0)?;
+    registers.write(IRQ_CTRL_OFFSET, 0)?;
     if recorded == 0 || errors & COMMAND_ERROR == 0 {
         fail!(
             "EVENTQ_PROD {recorded:#x} after an STE that is ILLEGAL, errors {errors:#x} after such a command"

@@ -5,23 +5,10 @@ use super::super::support::{cpu_store, good};
 use crate::call::Calls;
 use crate::host::{Abort, Host};
 use crate::{fail, text};
-
-pub(super) const IDR1: u64 = 0x4;
-pub(super) const CR0: u64 = 0x20;
-pub(super) const CR0ACK: u64 = 0x24;
-pub(super) const IRQ_CTRL: u64 = 0x50;
-pub(super) const GERROR: u64 = 0x60;
-pub(super) const GERRORN: u64 = 0x64;
-pub(super) const GERROR_IRQ_CFG0: u64 = 0x68;
-pub(super) const STRTAB_BASE: u64 = 0x80;
-pub(super) const STRTAB_BASE_CFG: u64 = 0x88;
-pub(super) const CMDQ_BASE: u64 = 0x90;
-pub(super) const CMDQ_PROD: u64 = 0x98;
-pub(super) const CMDQ_CONS: u64 = 0x9c;
-pub(super) const EVENTQ_BASE: u64 = 0xa0;
-pub(super) const EVENTQ_IRQ_CFG0: u64 = 0xb0;
-pub(super) const EVENTQ_PROD: u64 = 0x1_00a8;
-pub(super) const EVENTQ_CONS: u64 = 0x1_00ac;
+use smmuv3::registers::{
+    CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0_OFFSET, CR0ACK_OFFSET, GERROR_OFFSET,
+    GERRORN_OFFSET, IDR1_OFFSET,
+};
 
 /// CR0.SMMUEN.
 pub(super) const SMMUEN: u32 = 1 << 0;
@@ -45,7 +32,7 @@ impl<'h, H: Host> Registers<'h, H> {
     /// Those of an SMMU that the host has; off, with all errors acknowledged.
     pub(super) fn find(host: &'h H, smmu: usize) -> Result<Self, Stop> {
         let base = good("SMMU_DESCRIBE", host.describe_smmu(smmu))?.base;
-        if host.cpu_read_u32(base + IDR1).is_err() {
+        if host.cpu_read_u32(base + IDR1_OFFSET).is_err() {
             return Err(Stop::NotApplicable(text!("the host has no SMMU of its own at {base:#x}")));
         }
         let found = Self { host, base };
@@ -71,29 +58,34 @@ impl<'h, H: Host> Registers<'h, H> {
 
     /// An update of CR0, which is complete on return.
     pub(super) fn set_cr0(&self, value: u32) -> Result<(), Stop> {
-        self.write(CR0, value)?;
-        let seen = self.read(CR0ACK)?;
+        self.write(CR0_OFFSET, value)?;
+        let seen = self.read(CR0ACK_OFFSET)?;
         if seen != value {
             fail!("CR0 {value:#x} is acknowledged as {seen:#x}");
         }
         Ok(())
     }
 
+    /// CMDQ_CONS.RD: how far the queue is consumed.
+    pub(super) fn consumed(&self) -> Result<u32, Stop> {
+        Ok(self.read(CMDQ_CONS_OFFSET)? & 0xf_ffff)
+    }
+
     /// The global errors that are active.
     pub(super) fn errors(&self) -> Result<u32, Stop> {
-        Ok(self.read(GERROR)? ^ self.read(GERRORN)?)
+        Ok(self.read(GERROR_OFFSET)? ^ self.read(GERRORN_OFFSET)?)
     }
 
     pub(super) fn acknowledge(&self) -> Result<(), Stop> {
-        self.write(GERRORN, self.read(GERROR)?)
+        self.write(GERRORN_OFFSET, self.read(GERROR_OFFSET)?)
     }
 
     /// Starts an empty command queue of `1 << log2` entries at `queue`, without translation.
     pub(super) fn start_queue(&self, queue: u64, log2: u32) -> Result<(), Stop> {
         self.set_cr0(0)?;
-        self.write_u64(CMDQ_BASE, queue | u64::from(log2))?;
-        self.write(CMDQ_PROD, 0)?;
-        self.write(CMDQ_CONS, 0)?;
+        self.write_u64(CMDQ_BASE_OFFSET, queue | u64::from(log2))?;
+        self.write(CMDQ_PROD_OFFSET, 0)?;
+        self.write(CMDQ_CONS_OFFSET, 0)?;
         self.set_cr0(CMDQEN)
     }
 
@@ -101,6 +93,6 @@ impl<'h, H: Host> Registers<'h, H> {
     pub(super) fn run_first(&self, queue: u64, [low, high]: [u64; 2]) -> Result<(), Stop> {
         cpu_store(self.host, queue, low)?;
         cpu_store(self.host, queue + 8, high)?;
-        self.write(CMDQ_PROD, 1)
+        self.write(CMDQ_PROD_OFFSET, 1)
     }
 }

@@ -8,6 +8,10 @@ use host_shim::call::{Calls, Refused};
 use host_shim::checks::{Check, Outcome, Stop};
 use host_shim::host::{Abort, Host};
 use host_shim::{fail, text};
+use smmuv3::registers::{
+    CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0_OFFSET, CR0ACK_OFFSET, IDR1_OFFSET,
+    STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
+};
 
 pub const CHECK: Check<Machine> = Check {
     name: "a command queue that takes for ever",
@@ -15,15 +19,6 @@ pub const CHECK: Check<Machine> = Check {
     run: attack,
 };
 
-// Registers of an SMMU (IHI 0070, 6.3).
-const IDR1: u64 = 0x4;
-const CR0: u64 = 0x20;
-const CR0ACK: u64 = 0x24;
-const STRTAB_BASE: u64 = 0x80;
-const STRTAB_BASE_CFG: u64 = 0x88;
-const CMDQ_BASE: u64 = 0x90;
-const CMDQ_PROD: u64 = 0x98;
-const CMDQ_CONS: u64 = 0x9c;
 /// CMDQ_CONS.RD.
 const INDEX: u32 = 0xf_ffff;
 const SMMUEN: u32 = 1 << 0;
@@ -63,7 +58,7 @@ impl<'m> Smmu<'m> {
         let Some(redistributor) = machine.tree().redistributors.iter().next() else {
             return Err(Stop::NotApplicable(text!("no Redistributor in the device tree")));
         };
-        let Ok(sizes) = machine.cpu_read_u32(base + IDR1) else {
+        let Ok(sizes) = machine.cpu_read_u32(base + IDR1_OFFSET) else {
             return Err(Stop::NotApplicable(text!("the host has no SMMU of its own at {base:#x}")));
         };
         let log2 = sizes >> 21 & 0x1f;
@@ -90,11 +85,11 @@ impl<'m> Smmu<'m> {
     /// Where the table and the queue are, of an SMMU that is off; the queue is empty.
     fn set_up(&self) -> Result<(), Abort> {
         let Self { machine, base, queue, log2, table, .. } = *self;
-        machine.cpu_write_u64(base + STRTAB_BASE, table)?;
-        machine.cpu_write_u32(base + STRTAB_BASE_CFG, TABLE_LOG2)?;
-        machine.cpu_write_u64(base + CMDQ_BASE, queue | u64::from(log2))?;
-        machine.cpu_write_u32(base + CMDQ_PROD, 0)?;
-        machine.cpu_write_u32(base + CMDQ_CONS, 0)
+        machine.cpu_write_u64(base + STRTAB_BASE_OFFSET, table)?;
+        machine.cpu_write_u32(base + STRTAB_BASE_CFG_OFFSET, TABLE_LOG2)?;
+        machine.cpu_write_u64(base + CMDQ_BASE_OFFSET, queue | u64::from(log2))?;
+        machine.cpu_write_u32(base + CMDQ_PROD_OFFSET, 0)?;
+        machine.cpu_write_u32(base + CMDQ_CONS_OFFSET, 0)
     }
 
     /// A store with interrupts on.
@@ -106,7 +101,7 @@ impl<'m> Smmu<'m> {
     }
 
     fn consumed(&self) -> Result<u32, Abort> {
-        Ok(self.machine.cpu_read_u32(self.base + CMDQ_CONS)? & INDEX)
+        Ok(self.machine.cpu_read_u32(self.base + CMDQ_CONS_OFFSET)? & INDEX)
     }
 }
 
@@ -115,29 +110,32 @@ fn attack(machine: &Machine) -> Outcome {
     let aborted =
         |Abort| Stop::Failed(text!("an access to the SMMU at {:#x}, or to own memory, aborted", smmu.base));
     let full = 1 << smmu.log2;
-    smmu.write_memory().and_then(|()| smmu.store(CR0, 0)).and_then(|_| smmu.set_up()).map_err(aborted)?;
+    smmu.write_memory()
+        .and_then(|()| smmu.store(CR0_OFFSET, 0))
+        .and_then(|_| smmu.set_up())
+        .map_err(aborted)?;
     // Nothing is translated yet: each command is looked at, and has nothing to do.
-    smmu.store(CR0, CMDQEN).map_err(aborted)?;
-    let off = smmu.store(CMDQ_PROD, full).map_err(aborted)?;
+    smmu.store(CR0_OFFSET, CMDQEN).map_err(aborted)?;
+    let off = smmu.store(CMDQ_PROD_OFFSET, full).map_err(aborted)?;
     bound::judge(machine, "a full queue with the SMMU off", &off, LEAST_TRAPS)?;
     let done = smmu.consumed().map_err(aborted)?;
     if off.given_up || done != full {
         fail!("CMDQ_CONS {done:#x} of {full:#x} after {off:?}");
     }
     // Each command looks at all STEs of the SMMU: more than anybody waits for.
-    smmu.store(CR0, 0).and_then(|_| smmu.set_up()).map_err(aborted)?;
-    let enabled = smmu.store(CR0, CMDQEN | SMMUEN).map_err(aborted)?;
+    smmu.store(CR0_OFFSET, 0).and_then(|_| smmu.set_up()).map_err(aborted)?;
+    let enabled = smmu.store(CR0_OFFSET, CMDQEN | SMMUEN).map_err(aborted)?;
     bound::judge(machine, "SMMUEN with a full stream table", &enabled, 1)?;
-    let on = smmu.store(CMDQ_PROD, full).map_err(aborted)?;
+    let on = smmu.store(CMDQ_PROD_OFFSET, full).map_err(aborted)?;
     bound::judge(machine, "a full queue with the SMMU on", &on, 2)?;
     let done = smmu.consumed().map_err(aborted)?;
     if !on.given_up {
         fail!("CMDQ_CONS {done:#x} of {full:#x} after {on:?}");
     }
     // The control: the SMMU is the host's to turn off.
-    let disabled = smmu.store(CR0, 0).map_err(aborted)?;
+    let disabled = smmu.store(CR0_OFFSET, 0).map_err(aborted)?;
     bound::judge(machine, "the end of SMMUEN with a full stream table", &disabled, 1)?;
-    let acknowledged = machine.cpu_read_u32(smmu.base + CR0ACK).map_err(aborted)?;
+    let acknowledged = machine.cpu_read_u32(smmu.base + CR0ACK_OFFSET).map_err(aborted)?;
     if acknowledged != 0 {
         fail!("CR0ACK {acknowledged:#x} of an SMMU that was turned off in the middle");
     }
