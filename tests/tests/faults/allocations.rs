@@ -21,7 +21,9 @@ struct Seen {
 /// Calls a function in a state with one allocation failing after the other.
 fn sweep(config: SmmuConfig, state: State, function: Function, seen: &mut Seen) {
     for (name, arguments) in calls(function) {
-        for all in [false, true] {
+        // Whether all of the rest fail too matters where there is more than one.
+        let ways: &[bool] = if state == State::Busy { &[false, true] } else { &[false] };
+        for &all in ways {
             for at in 0.. {
                 assert!(at < MOST, "{function:?} {name}: it allocates without end");
                 let name = format!("{function:?} {name}, {state:?}, allocation {at}, all after it: {all}");

@@ -168,7 +168,7 @@ fn a_command_of_any_call_that_never_ends_or_comes_too_late() {
 fn a_global_error_of_every_kind_at_any_command() {
     for (bits, name_of) in GLOBAL_ERRORS {
         let mut seen = 0;
-        at_every_command(SmmuConfig::qemu(), Fault::Raise(bits), FEW, |outcome| {
+        at_every_command(SmmuConfig::qemu(), Fault::Raise(bits), FEW / 2, |outcome| {
             let Outcome { name, world, result, .. } = &outcome;
             let name = format!("{name}, {name_of}");
             seen += 1;
