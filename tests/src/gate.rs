@@ -41,7 +41,7 @@ impl Gate {
         }
         state.is_stopped = true;
         self.changed.notify_all();
-        while !state.may_go {
+        while !state.may_go && !state.is_done {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         (state.is_stopped, state.may_go) = (false, false);
@@ -65,6 +65,20 @@ impl Gate {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         !state.is_done
+    }
+
+    /// Lets the CPU go on to the end of its call when what is returned is dropped: a check that fails leaves no thread that waits.
+    pub fn open_at_end(&self) -> impl Drop + '_ {
+        struct Opened<'a>(&'a Gate);
+
+        impl Drop for Opened<'_> {
+            fn drop(&mut self) {
+                self.0.state().is_done = true;
+                self.0.changed.notify_all();
+            }
+        }
+
+        Opened(self)
     }
 
     /// Lets the CPU do one operation.

@@ -13,11 +13,12 @@ use super::Verdict;
 use crate::workspace::Workspace;
 
 /// The tests that see a fault of the hypervisor or of the host's stage 1: those first that are quick to build and run.
-const TESTS: [&[&str]; 5] = [
+const TESTS: [&[&str]; 6] = [
     &["--package", "smmuv3", "--lib"],
     &["--package", "hyp", "--lib"],
     &["--package", "host-shim", "--lib"],
     &["--package", "smmuv3", "--test", "loom"],
+    &["--package", "hyp", "--test", "loom"],
     &["--package", "tests"],
 ];
 

@@ -2,7 +2,10 @@
 //! host's CPUs reach at that moment what they reached before the call or will after it, never two owners one page, and never memory that is still to
 //! be wiped. Calls on other CPUs end, or wait for a lock without touching the machine, and end when the CPU goes on.
 
-use crate::world::{BLOCK, State, World, calls};
+#[allow(dead_code)]
+#[path = "faults/world.rs"]
+mod world;
+
 use abi::{Function, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
@@ -14,6 +17,7 @@ use tests::model::smmu::config::SmmuConfig;
 use tests::model::stage2::{Leaf, Stage2Config, all_leaves};
 use tests::oracle::{self, Owners};
 use tests::record::owner_of;
+use world::{BLOCK, State, World, calls};
 
 const PAGES: usize = (RAM_BYTES >> 12) as usize;
 /// Nobody: what a page that is nobody's, or a stream that is unattached, has.
@@ -223,6 +227,7 @@ fn stop_everywhere(config: SmmuConfig, function: Function) {
         let mut stops = 0;
         let mut waited = 0;
         thread::scope(|scope| {
+            let _open = gate.open_at_end();
             let call = scope.spawn(|| gate.stopping(|| world.call(function, arguments)));
             let mut other: Option<thread::ScopedJoinHandle<'_, Result<(), Status>>> = None;
             let mut last_accesses = u64::MAX;
