@@ -1,6 +1,7 @@
 //! A started hypervisor on a model machine, with its devices: what every scenario begins with.
 
 use crate::driven::Driven;
+use crate::model::memory::Span;
 use crate::model::smmu::config::SmmuConfig;
 use crate::model::smmu::ste::Eats;
 use crate::model::stage2::Stage2Config;
@@ -8,15 +9,17 @@ use crate::model::{BARS, ECAM, FW_CFG, GICD, GICR, ITS, Machine, RAM_BASE, SMMU_
 use crate::platform::ModelPlatform;
 use crate::record::Record;
 use abi::{Function, Status};
+use host_shim::host::SCRATCH_BYTES;
 use hyp::devicetree::{IommuMap, PcieNode, PcieWindow, SmmuInterrupts, SmmuNode, TrustedStreamsNode};
 use hyp::hypervisor::{Boot, BootError, Hypervisor};
 use hyp::list::List;
 use smmuv3::address::{PhysAddr, PhysRange};
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Bytes of RAM.
+/// Bytes of RAM, but for [`Shape::small`].
 pub const RAM_BYTES: u64 = 40 << 20;
 /// The hypervisor's image.
 pub const IMAGE: u64 = RAM_BASE;
@@ -26,8 +29,10 @@ pub const IMAGE_BYTES: u64 = 1 << 20;
 pub const POOL: u64 = RAM_BASE + IMAGE_BYTES;
 /// Its bytes.
 pub const POOL_BYTES: u64 = 7 << 20;
-/// RAM for scenarios, a multiple of 2 MiB, of the host.
+/// RAM for scenarios, a multiple of 2 MiB, of the host; but for [`Shape::small`].
 pub const SCRATCH: u64 = RAM_BASE + (16 << 20);
+/// Of a small machine.
+const SMALL_SCRATCH: u64 = POOL + POOL_BYTES;
 /// A page of the host's that scenarios leave alone: for the commands that owners of vSMMUs send.
 pub const COMMANDS: u64 = RAM_BASE + (12 << 20);
 /// PCIe root buses. The SMMUs beyond have one function each behind those, and a second device that is none, which no guest can get.
@@ -54,6 +59,10 @@ pub struct Shape {
     pub relax_ns: u64,
     /// Devices (SMMU, and 0 or 1) that the boot configuration trusts with full ATS.
     pub trusted: Vec<(usize, usize)>,
+    /// RAM.
+    pub ram: Span,
+    /// Where the RAM for scenarios begins.
+    pub scratch: u64,
 }
 
 impl Shape {
@@ -64,7 +73,22 @@ impl Shape {
 
     /// These SMMUs.
     pub fn mixed(smmus: &[SmmuConfig]) -> Self {
-        Self { smmus: smmus.to_vec(), pa_bits: 44, relax_ns: 2_000, trusted: Vec::new() }
+        let ram = Span::new(RAM_BASE, RAM_BYTES);
+        Self {
+            smmus: smmus.to_vec(),
+            pa_bits: 44,
+            relax_ns: 2_000,
+            trusted: Vec::new(),
+            ram,
+            scratch: SCRATCH,
+        }
+    }
+
+    /// The same, with no more RAM than the hypervisor's and [`SCRATCH_BYTES`], 4,096 pages, of the host's.
+    pub fn small(mut self) -> Self {
+        self.scratch = SMALL_SCRATCH;
+        self.ram = Span { start: RAM_BASE, end: SMALL_SCRATCH + SCRATCH_BYTES };
+        self
     }
 
     /// The same, with a device that is trusted with full ATS.
@@ -82,10 +106,16 @@ pub struct Bench {
     pub devices: Vec<[Behind; 2]>,
     /// Devices that are trusted with full ATS.
     pub trusted: Vec<(usize, usize)>,
+    /// RAM.
+    pub ram: Span,
+    /// Where the RAM for scenarios begins.
+    pub scratch: u64,
     pub(crate) record: Mutex<Record>,
     pub(crate) pending: Mutex<Vec<(usize, host_shim::host::Transfer)>>,
     pub(crate) buffers: Mutex<HashMap<usize, u64>>,
     driven: Mutex<Vec<Driven>>,
+    entries: AtomicU64,
+    most_accesses: AtomicU64,
 }
 
 impl fmt::Debug for Bench {
@@ -174,7 +204,7 @@ fn tree(shape: &Shape, devices: &[[Behind; 2]]) -> hyp::devicetree::Machine {
             }
         });
     hyp::devicetree::Machine {
-        memory: list([range(RAM_BASE, RAM_BYTES)]),
+        memory: list([range(shape.ram.start, shape.ram.size())]),
         reserved: List::new(),
         uart: Some(range(UART.start, UART.size())),
         gicd: range(GICD.start, GICD.size()),
@@ -214,7 +244,7 @@ impl Bench {
             shape.smmus.iter().enumerate().map(|(n, c)| devices_of(n, c)).collect();
         let streams: Vec<Vec<u32>> =
             devices.iter().map(|pair| pair.iter().map(|d| d.stream).collect()).collect();
-        let mut machine = Machine::new(RAM_BYTES, &shape.smmus, &streams);
+        let mut machine = Machine::new(shape.ram.size(), &shape.smmus, &streams);
         machine.relax_ns = shape.relax_ns;
         for (n, pair) in devices.iter().enumerate() {
             add_functions(&mut machine, n, pair, devices.len() > MAX_BUSES);
@@ -252,10 +282,14 @@ impl Bench {
             hypervisor,
             devices,
             trusted: shape.trusted.clone(),
+            ram: shape.ram,
+            scratch: shape.scratch,
             record: Mutex::default(),
             pending: Mutex::default(),
             buffers: Mutex::default(),
             driven: Mutex::new(vec![Driven::default(); shape.smmus.len()]),
+            entries: AtomicU64::new(0),
+            most_accesses: AtomicU64::new(0),
         })
     }
 
@@ -271,10 +305,30 @@ impl Bench {
         functions.flat_map(move |device| device.stream..device.stream + streams_from(smmus, device))
     }
 
+    /// An entry of EL2, whose work is counted.
+    pub(crate) fn entry<T>(&self, enter: impl FnOnce(&Hypervisor<ModelPlatform>) -> T) -> T {
+        let before = self.machine().accesses;
+        let answer = enter(&self.hypervisor);
+        let accesses = self.machine().accesses - before;
+        self.entries.fetch_add(1, Ordering::Relaxed);
+        self.most_accesses.fetch_max(accesses, Ordering::Relaxed);
+        answer
+    }
+
+    /// Entries of EL2 so far: calls of the host's, and accesses that trapped.
+    pub fn entries(&self) -> u64 {
+        self.entries.load(Ordering::Relaxed)
+    }
+
+    /// The most that EL2 did in one entry: reads and writes of memory and registers, and pages wiped.
+    pub fn most_accesses(&self) -> u64 {
+        self.most_accesses.load(Ordering::Relaxed)
+    }
+
     /// A hypercall: `X0` to `X4`. What came of it is recorded.
     pub fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
         let before = self.needless();
-        let answer = self.hypervisor.hypercall(id, arguments).x;
+        let answer = self.entry(|hypervisor| hypervisor.hypercall(id, arguments)).x;
         let Some(function) = Function::from_id(id) else { return answer };
         match function {
             Function::VsmmuInvalidate => self.forgive_needless(&before),

@@ -10,7 +10,7 @@
 //! STEs in the configuration cache, SMMUs without RIL or BBML or with other granules and sizes, slow queues, failing
 //! commands, failing allocations.
 
-use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES, SCRATCH};
+use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES};
 use crate::model::cpu::CpuFault;
 use crate::model::device::Dma as Reached;
 use crate::model::memory::Span;
@@ -50,6 +50,10 @@ impl Bench {
 
     /// An access of the host's CPU, made again as often as EL2 wants.
     fn access_again(&self, address: u64, bytes: u8, write: Option<u64>) -> Result<Result<u64, u64>, Abort> {
+        // DDI 0487, D8.2: with more bits than a physical address has, it is an Address size fault of stage 1, which EL1 takes itself.
+        if address >> 48 != 0 {
+            return Err(Abort);
+        }
         for _ in 0..RETRIES {
             let fault = match self.machine().cpu_translate(address, write.is_some()) {
                 Ok(target) => return Ok(Ok(target)),
@@ -82,12 +86,13 @@ impl Bench {
         };
         let sas = u64::from(bytes.trailing_zeros());
         let syndrome = 0x24 << 26 | 1 << 25 | 1 << 24 | sas << 22 | 5 << 16 | 1 << 15;
-        self.hypervisor.host_abort(&HostAbort {
+        let abort = HostAbort {
             syndrome: Syndrome(syndrome | u64::from(write.is_some()) << 6 | status),
             far: address,
             hpfar: (address >> 12) << 4,
             stored: write.unwrap_or(0),
-        })
+        };
+        self.entry(|hypervisor| hypervisor.host_abort(&abort))
     }
 
     fn behind(&self, smmu: usize, device: Device) -> Option<crate::bench::Behind> {
@@ -184,12 +189,12 @@ impl Host for Bench {
     }
 
     fn scratch(&self) -> u64 {
-        SCRATCH
+        self.scratch
     }
 
     fn forbidden(&self, index: usize) -> Option<Forbidden> {
         let smmus = self.devices.len();
-        let ram = SCRATCH;
+        let ram = self.scratch;
         let (name, address, cpu_refused, cpu_control) = match index {
             0 => ("the hypervisor's image", IMAGE, true, ram),
             1 => ("the hypervisor's pool", POOL + 0x1000, true, ram),

@@ -1,7 +1,5 @@
 //! Physical memory: sparse RAM in 4 KiB pages, read and written 64 bits at a time.
 
-use std::collections::HashMap;
-
 /// A run of physical addresses, the end not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
@@ -37,8 +35,20 @@ impl Span {
 #[derive(Debug, Default)]
 pub struct PhysMemory {
     ram: Vec<Span>,
-    pages: HashMap<u64, Box<Page>>,
+    /// For each span of RAM its pages.
+    pages: Vec<Vec<Contents>>,
     clock: u64,
+}
+
+/// What a page holds.
+#[derive(Debug)]
+enum Contents {
+    /// It was never written.
+    Fresh,
+    /// Zeros, since this moment.
+    Wiped(u64),
+    /// Words.
+    Written(Box<Page>),
 }
 
 /// Words of a page, and when each line of 64 bytes changed last.
@@ -54,7 +64,20 @@ pub const FRESH: u64 = 0xdead_beef_5a5a_a5a5;
 impl PhysMemory {
     /// RAM at the given spans.
     pub fn new(ram: &[Span]) -> Self {
-        Self { ram: ram.to_vec(), pages: HashMap::new(), clock: 0 }
+        let pages =
+            ram.iter().map(|span| (0..span.size() >> 12).map(|_| Contents::Fresh).collect()).collect();
+        Self { ram: ram.to_vec(), pages, clock: 0 }
+    }
+
+    /// Where the page of an address is kept: its span, and which page of it.
+    fn place(&self, address: u64) -> Option<(usize, usize)> {
+        let span = self.ram.iter().position(|span| span.contains(address))?;
+        Some((span, ((address - self.ram[span].start) >> 12) as usize))
+    }
+
+    fn contents(&self, address: u64) -> Option<&Contents> {
+        let (span, page) = self.place(address)?;
+        Some(&self.pages[span][page])
     }
 
     /// The RAM spans.
@@ -69,21 +92,26 @@ impl PhysMemory {
 
     /// Reads the 64 bits at an address whose low three bits are ignored; `None` where no RAM is.
     pub fn read(&self, address: u64) -> Option<u64> {
-        if !self.is_ram(address) {
-            return None;
-        }
-        let word = (address >> 3 & 511) as usize;
-        Some(self.pages.get(&(address >> 12)).map_or(FRESH, |page| page.words[word]))
+        Some(match self.contents(address)? {
+            Contents::Fresh => FRESH,
+            Contents::Wiped(_) => 0,
+            Contents::Written(page) => page.words[(address >> 3 & 511) as usize],
+        })
     }
 
     /// Writes 64 bits; `false` where no RAM is.
     pub fn write(&mut self, address: u64, value: u64) -> bool {
-        if !self.is_ram(address) {
-            return false;
-        }
+        let Some((span, page)) = self.place(address) else { return false };
+        let contents = &mut self.pages[span][page];
+        let page = match contents {
+            Contents::Written(page) => page,
+            Contents::Fresh => contents.written(Page { words: [FRESH; 512], changed: [0; 64] }),
+            Contents::Wiped(at) => {
+                let changed = [*at; 64];
+                contents.written(Page { words: [0; 512], changed })
+            }
+        };
         let word = (address >> 3 & 511) as usize;
-        let fresh = || Box::new(Page { words: [FRESH; 512], changed: [0; 64] });
-        let page = self.pages.entry(address >> 12).or_insert_with(fresh);
         if page.words[word] != value {
             self.clock += 1;
             page.words[word] = value;
@@ -95,8 +123,10 @@ impl PhysMemory {
     /// Fills whole 4 KiB pages with zeros.
     pub fn wipe(&mut self, span: Span) {
         self.clock += 1;
-        for page in span.start >> 12..span.end >> 12 {
-            self.pages.insert(page, Box::new(Page { words: [0; 512], changed: [self.clock; 64] }));
+        for address in (span.start & !0xfff..span.end & !0xfff).step_by(4096) {
+            if let Some((span, page)) = self.place(address) {
+                self.pages[span][page] = Contents::Wiped(self.clock);
+            }
         }
     }
 
@@ -110,7 +140,21 @@ impl PhysMemory {
     /// Every STE and CD is one such line, so this answers whether a cache that was filled earlier can be out of date,
     /// even if the old bytes came back meanwhile.
     pub fn changed_at(&self, address: u64) -> u64 {
-        let line = (address >> 6 & 63) as usize;
-        self.pages.get(&(address >> 12)).map_or(0, |page| page.changed[line])
+        match self.contents(address) {
+            None | Some(Contents::Fresh) => 0,
+            Some(Contents::Wiped(at)) => *at,
+            Some(Contents::Written(page)) => page.changed[(address >> 6 & 63) as usize],
+        }
+    }
+}
+
+impl Contents {
+    /// Makes it a page with words.
+    fn written(&mut self, page: Page) -> &mut Page {
+        *self = Self::Written(Box::new(page));
+        match self {
+            Self::Written(page) => page,
+            Self::Fresh | Self::Wiped(_) => unreachable!("it was just written"),
+        }
     }
 }

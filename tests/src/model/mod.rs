@@ -2,6 +2,7 @@
 
 pub mod cpu;
 pub mod device;
+pub mod hash;
 pub mod heap;
 pub mod inspect;
 pub mod memory;
@@ -16,11 +17,11 @@ pub mod violation;
 pub mod watch;
 
 use cpu::Cpu;
+use hash::Map;
 use heap::PageHeap;
 use memory::{PhysMemory, Span};
 use smmu::config::SmmuConfig;
 use smmu::{Bus, Smmu};
-use std::collections::HashMap;
 use violation::Violations;
 
 /// Where SMMU 0 is; the others follow (as in QEMU's virt machine). There is room for 256 before anything else.
@@ -70,9 +71,9 @@ pub struct Machine {
     /// The allocation (by [`Machine::allocations`]) that fails, and whether all after it do.
     pub failing_allocation: Option<(u64, bool)>,
     /// PCI functions by the address of their config page.
-    pub functions: HashMap<u64, pci::Function>,
+    pub functions: Map<u64, pci::Function>,
     /// Registers of devices that only store.
-    pub registers: HashMap<u64, u32>,
+    pub registers: Map<u64, u32>,
     /// Writes of devices to GITS_TRANSLATER.
     pub doorbells: u64,
     /// Nanoseconds between translation and arrival of a device's write.
@@ -111,8 +112,8 @@ impl Machine {
             heaps: Default::default(),
             allocations: 0,
             failing_allocation: None,
-            functions: HashMap::new(),
-            registers: HashMap::new(),
+            functions: Map::default(),
+            registers: Map::default(),
             doorbells: 0,
             dma_latency_ns: 0,
             trace: None,

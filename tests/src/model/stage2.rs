@@ -164,6 +164,13 @@ pub struct TableRef {
     pub address: u64,
 }
 
+impl TableRef {
+    /// The first table, with what is concatenated to it.
+    fn root(config: &Stage2Config) -> Self {
+        Self { ia: 0, size_log2: config.ia_bits, level: config.start_level, address: config.root }
+    }
+}
+
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 
 /// Walks for one input address, from `from` (a cached table that covers it) or the root.
@@ -239,22 +246,25 @@ pub fn walk(
 /// Every leaf of a table, in the order of input addresses, straight from memory.
 pub fn all_leaves(memory: &PhysMemory, config: &Stage2Config) -> Vec<Leaf> {
     let mut leaves = Vec::new();
-    let mut ia = 0u64;
-    while ia >> config.ia_bits == 0 {
-        let mut tables = Vec::new();
-        let step = match walk(memory, config, ia, None, &mut tables, &mut Vec::new()) {
-            Ok(leaf) => {
-                leaves.push(leaf);
-                leaf.size_log2
-            }
-            Err(WalkFault::Translation(level) | WalkFault::AddressSize(level)) => {
-                level_shift(config.granule_log2, level)
-            }
-            Err(WalkFault::Access(level) | WalkFault::ExternalAbort(level)) => {
-                level_shift(config.granule_log2, level)
-            }
-        };
-        ia = ((ia >> step) + 1) << step;
-    }
+    add_leaves(memory, config, TableRef::root(config), &mut leaves);
     leaves
+}
+
+/// Adds the leaves below a table: what a walk finds for the first input address of each of its entries, from this table on.
+fn add_leaves(memory: &PhysMemory, config: &Stage2Config, table: TableRef, leaves: &mut Vec<Leaf>) {
+    let shift = level_shift(config.granule_log2, table.level);
+    let (mut tables, mut oddities) = (Vec::new(), Vec::new());
+    for n in 0..1u64 << (table.size_log2 - shift) {
+        // Most entries of most tables are 0.
+        if memory.read(table.address + n * 8).is_none_or(|descriptor| descriptor & 1 == 0) {
+            continue;
+        }
+        tables.clear();
+        let found = walk(memory, config, table.ia + (n << shift), Some(table), &mut tables, &mut oddities);
+        match (tables.first(), found) {
+            (Some(below), _) => add_leaves(memory, config, *below, leaves),
+            (None, Ok(leaf)) => leaves.push(leaf),
+            (None, Err(_)) => {}
+        }
+    }
 }

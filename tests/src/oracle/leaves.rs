@@ -1,28 +1,24 @@
 //! Leaves of tables and of TLBs against what a domain may reach.
 
 use super::View;
-use super::owners::PAGES;
-use crate::bench::RAM_BYTES;
 use crate::model::memory::Span;
 use crate::model::stage2::Leaf;
 use crate::model::{FW_CFG, GICR, ITS, RAM_BASE, SMMU_BASE, SMMU_BYTES};
 use crate::record::Domain;
-
-const RAM: Span = Span::new(RAM_BASE, RAM_BYTES);
 
 /// Whether a leaf of the CPUs' stage 2 maps only what the host may reach, at the same address.
 pub(super) fn check_cpu(view: &View, leaf: &Leaf) -> Result<(), String> {
     if leaf.ia != leaf.output {
         return Err(format!("{:#x} is mapped to {:#x}", leaf.ia, leaf.output));
     }
-    let span = Span::new(leaf.output, 1 << leaf.size_log2);
-    for page in (span.start.max(RAM.start)..span.end.min(RAM.end)).step_by(4096) {
+    let (span, ram) = (Span::new(leaf.output, 1 << leaf.size_log2), view.bench.ram);
+    for page in (span.start.max(ram.start)..span.end.min(ram.end)).step_by(4096) {
         if !view.owners.allows(0, page) {
             let owner = view.owners.of(page);
             return Err(format!("level {} leaf maps page {page:#x}, which is {owner:x?}'s", leaf.level));
         }
     }
-    if span.start >= RAM.start && span.end <= RAM.end {
+    if span.start >= ram.start && span.end <= ram.end {
         return Ok(());
     }
     let smmus = Span::new(SMMU_BASE, SMMU_BYTES * view.bench.devices.len() as u64);
@@ -72,9 +68,10 @@ pub(super) fn check_table(view: &View, leaves: &[Leaf], domain: u64) -> Result<(
 
 /// Whether an identity map has every page of RAM that a memory domain may reach.
 pub(super) fn check_complete(view: &View, leaves: &[Leaf], domain: u64) -> Result<(), String> {
-    let mut mapped = vec![false; PAGES];
+    let ram = view.bench.ram;
+    let mut mapped = vec![false; (ram.size() >> 12) as usize];
     for leaf in leaves {
-        let end = (leaf.ia + (1 << leaf.size_log2)).min(RAM.end);
+        let end = (leaf.ia + (1 << leaf.size_log2)).min(ram.end);
         for page in (leaf.ia.max(RAM_BASE)..end).step_by(4096) {
             if let Some(slot) =
                 page.checked_sub(RAM_BASE).and_then(|offset| mapped.get_mut((offset >> 12) as usize))

@@ -4,6 +4,7 @@
 //! was any invalidation sent that no cache could need? And: do the tables give what the calls asked for, and no more?
 
 mod caches;
+mod incremental;
 mod leaves;
 mod owners;
 mod snapshot;
@@ -11,6 +12,7 @@ mod standing;
 mod streams;
 mod tags;
 
+pub use incremental::Incremental;
 pub use owners::Owners;
 pub use snapshot::Snapshot;
 
@@ -27,7 +29,7 @@ const HYPERVISOR: u64 = 0x100;
 /// What everything is held against.
 pub(crate) struct View<'a> {
     pub bench: &'a Bench,
-    pub owners: Owners,
+    pub owners: &'a Owners,
     pub record: Record,
     pub unit: u64,
     /// The page that devices write MSIs to.
@@ -35,10 +37,10 @@ pub(crate) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(bench: &'a Bench) -> Result<Self, String> {
+    fn of(bench: &'a Bench, owners: &'a Owners) -> Self {
         let unit = bench.unit();
         let doorbell = Span::new((ITS.start + 0x1_0000) & !(unit - 1), unit);
-        Ok(Self { bench, owners: Owners::read(bench)?, record: bench.record(), unit, doorbell })
+        Self { bench, owners, record: bench.record(), unit, doorbell }
     }
 
     /// Where a page of a stage-2 domain leads, by what calls have made.
@@ -72,7 +74,12 @@ pub(crate) type Configs = HashMap<u64, Vec<Stage2Config>>;
 /// # Errors
 /// What does not agree, in words.
 pub fn check(bench: &Bench) -> Result<(), String> {
-    check_state(bench)?;
+    check_with(bench, &Owners::read(bench)?)
+}
+
+/// [`check`], for one who has asked for the owners.
+fn check_with(bench: &Bench, owners: &Owners) -> Result<(), String> {
+    check_view(&View::of(bench, owners))?;
     for smmu in &mut bench.machine().smmus {
         if let Some(needless) = std::mem::take(&mut smmu.needless).first() {
             return Err(format!("SMMU {}: needless {needless}", smmu.index));
@@ -90,7 +97,11 @@ pub fn check(bench: &Bench) -> Result<(), String> {
 /// # Errors
 /// What does not agree, in words.
 pub fn check_state(bench: &Bench) -> Result<(), String> {
-    let view = View::new(bench)?;
+    check_view(&View::of(bench, &Owners::read(bench)?))
+}
+
+fn check_view(view: &View) -> Result<(), String> {
+    let bench = view.bench;
     for address in [IMAGE, IMAGE + IMAGE_BYTES - view.unit, POOL, POOL + POOL_BYTES - view.unit] {
         if view.owners.of(address) != Some((HYPERVISOR, 0)) {
             return Err(format!("the hypervisor's page {address:#x} is {:x?}'s", view.owners.of(address)));
@@ -99,10 +110,10 @@ pub fn check_state(bench: &Bench) -> Result<(), String> {
     let cpu = bench.machine().cpu.stage2.ok_or("the CPUs have no stage 2")?;
     let leaves = all_leaves(&bench.machine().memory, &cpu);
     for leaf in leaves.iter().chain(bench.machine().cpu.leaves.iter()) {
-        leaves::check_cpu(&view, leaf).map_err(|text| format!("CPU stage 2: {text}"))?;
+        leaves::check_cpu(view, leaf).map_err(|text| format!("CPU stage 2: {text}"))?;
     }
-    leaves::check_complete(&view, &leaves, 0).map_err(|text| format!("CPU stage 2: {text}"))?;
-    check_mappings(&view)?;
+    leaves::check_complete(view, &leaves, 0).map_err(|text| format!("CPU stage 2: {text}"))?;
+    check_mappings(view)?;
     let mut configs = Configs::new();
     let mut dead = false;
     for smmu in 0..bench.devices.len() {
@@ -110,20 +121,20 @@ pub fn check_state(bench: &Bench) -> Result<(), String> {
         if !translating && !bench.machine().smmus[smmu].aborting() {
             return Err(format!("SMMU {smmu}: neither translates nor aborts"));
         }
-        let checked = tags::check(&view, smmu).and_then(|tags| {
+        let checked = tags::check(view, smmu).and_then(|tags| {
             if !translating {
                 dead = true;
                 return Ok(());
             }
-            streams::check(&view, smmu, &tags, &mut configs)?;
-            caches::check(&view, smmu, &tags, &configs)
+            streams::check(view, smmu, &tags, &mut configs)?;
+            caches::check(view, smmu, &tags, &configs)
         });
         checked.map_err(|text| format!("SMMU {smmu}: {text}"))?;
     }
     for (domain, configs) in &configs {
         for config in configs {
             let leaves = all_leaves(&bench.machine().memory, config);
-            leaves::check_table(&view, &leaves, *domain)
+            leaves::check_table(view, &leaves, *domain)
                 .map_err(|text| format!("table of domain {domain:#x}: {text}"))?;
         }
     }

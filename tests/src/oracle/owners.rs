@@ -1,15 +1,12 @@
 //! Who owns each page, by MEM_QUERY.
 
-use crate::bench::{Bench, RAM_BYTES};
+use crate::bench::Bench;
 use crate::model::RAM_BASE;
 use abi::Function;
 
-/// Pages of 4 KiB.
-pub(crate) const PAGES: usize = (RAM_BYTES >> 12) as usize;
-
 /// What MEM_QUERY says of every page.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owners(Vec<(u64, u64)>);
+pub struct Owners(pub(super) Vec<(u64, u64)>);
 
 impl Owners {
     /// Asks for every page of RAM.
@@ -18,20 +15,34 @@ impl Owners {
     /// A page of which nothing is known.
     pub fn read(bench: &Bench) -> Result<Self, String> {
         let unit = bench.unit();
-        let mut owners = Vec::with_capacity(PAGES);
-        for address in (RAM_BASE..RAM_BASE + RAM_BYTES).step_by(unit as usize) {
-            let [owner, shared, ..] = bench
-                .call(Function::MemQuery, [address, 0, 0, 0])
-                .map_err(|status| format!("MEM_QUERY of {address:#x} answered {status:?}"))?;
-            owners.extend(std::iter::repeat_n((owner, shared), (unit >> 12) as usize));
+        let mut owners = Vec::with_capacity((bench.ram.size() >> 12) as usize);
+        for address in (bench.ram.start..bench.ram.end).step_by(unit as usize) {
+            let said = Self::ask(bench, address)?;
+            owners.extend(std::iter::repeat_n(said, (unit >> 12) as usize));
         }
         Ok(Self(owners))
+    }
+
+    /// Who owns the page at an address, and with whom it is shared: past everything that is recorded of calls.
+    pub(super) fn ask(bench: &Bench, address: u64) -> Result<(u64, u64), String> {
+        let query = Function::MemQuery.id();
+        let [status, owner, shared, ..] = bench.hypervisor.hypercall(query, [address, 0, 0, 0]).x;
+        if status == 0 {
+            Ok((owner, shared))
+        } else {
+            Err(format!("MEM_QUERY of {address:#x} answered {status:#x}"))
+        }
     }
 
     /// Whether a memory domain (0 the host's) has the page at an address of RAM.
     pub(crate) fn allows(&self, domain: u64, address: u64) -> bool {
         let Some(&(owner, shared)) = self.0.get(((address - RAM_BASE) >> 12) as usize) else { return false };
         owner == domain || domain != 0 && owner == 0 && shared == domain
+    }
+
+    /// As [`Owners::of`], to be changed.
+    pub(super) fn of_mut(&mut self, bench: &Bench, address: u64) -> Option<&mut (u64, u64)> {
+        self.0.get_mut((address.checked_sub(bench.ram.start)? >> 12) as usize)
     }
 
     /// Who owns a page, and with whom it is shared.

@@ -17,6 +17,7 @@ pub mod tlb;
 pub mod tlbi;
 pub mod translate;
 
+use super::hash::Map;
 use super::memory::PhysMemory;
 use super::violation::Violations;
 use config::SmmuConfig;
@@ -110,9 +111,9 @@ pub struct Smmu {
     pub(crate) sync_due_ns: Option<u64>,
     pub(crate) ledger: needless::Ledger,
     /// Where STEs were read: address to StreamID.
-    pub(crate) ste_places: HashMap<u64, u32>,
+    pub(crate) ste_places: Map<u64, u32>,
     /// Table addresses of walks, for the check of stores: page number to (config, input address).
-    pub(crate) walked: HashMap<u64, Vec<(super::stage2::Stage2Config, u64)>>,
+    pub(crate) walked: Map<u64, Vec<(super::stage2::Stage2Config, u64)>>,
 }
 
 impl Smmu {
@@ -142,8 +143,8 @@ impl Smmu {
             next_command_ns: 0,
             sync_due_ns: None,
             ledger: needless::Ledger::default(),
-            ste_places: HashMap::new(),
-            walked: HashMap::new(),
+            ste_places: Map::default(),
+            walked: Map::default(),
         }
     }
 

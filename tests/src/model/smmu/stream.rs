@@ -3,7 +3,7 @@
 use super::super::stage2::Stage2Config;
 use super::context::{CachedCd, CachedCdTable};
 use super::{Bus, Smmu};
-use std::collections::HashMap;
+use crate::model::hash::Map;
 
 pub use super::ste::Meaning;
 
@@ -42,13 +42,13 @@ pub struct CachedSte {
 #[derive(Debug, Default)]
 pub struct ConfigurationCache {
     /// STEs by StreamID.
-    pub stes: HashMap<u32, CachedSte>,
+    pub stes: Map<u32, CachedSte>,
     /// Level-1 descriptors by index, and whether an invalidation named them.
-    pub level1: HashMap<u32, (u64, bool)>,
+    pub level1: Map<u32, (u64, bool)>,
     /// CDs by StreamID and SSID.
-    pub cds: HashMap<(u32, u32), CachedCd>,
+    pub cds: Map<(u32, u32), CachedCd>,
     /// Level-1 CD descriptors by StreamID and index.
-    pub cd_tables: HashMap<(u32, u32), CachedCdTable>,
+    pub cd_tables: Map<(u32, u32), CachedCdTable>,
 }
 
 impl ConfigurationCache {
