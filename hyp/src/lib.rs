@@ -8,6 +8,8 @@
 pub mod devicetree;
 pub mod emulation;
 pub mod esr;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gic;
 pub mod host_smmus;
 pub mod hypercall;

@@ -308,5 +308,5 @@ impl<'a, P: Platform> Walk<'a, P> {
     }
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -11,6 +11,7 @@ pub mod bench;
 pub mod calls;
 pub mod driven;
 pub mod driver;
+pub mod fuzz;
 pub mod gate;
 pub mod host;
 pub mod model;

@@ -12,6 +12,8 @@ pub mod command;
 pub mod entry_writer;
 pub mod event;
 pub mod features;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod gather;
 pub mod invalidation;
 pub mod memory;

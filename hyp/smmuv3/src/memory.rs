@@ -2,7 +2,7 @@
 
 use crate::address::PhysAddr;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 
 /// Memory that structures shared with hardware, or between CPUs without a lock, lie in: page tables, stream tables, queues,

@@ -87,10 +87,14 @@ impl Iterator for Ranges {
     }
 }
 
-#[cfg(test)]
-mod tests {
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests {
+    #![cfg_attr(not(test), allow(dead_code))]
+
     extern crate std;
     use super::*;
+    #[cfg(feature = "fuzzing")]
+    use crate::fuzzing::{Choices, must_hold};
     use proptest::prelude::*;
     use std::vec::Vec;
 
@@ -188,58 +192,103 @@ mod tests {
         prop::sample::select(std::vec![Granule::Size4K, Granule::Size16K, Granule::Size64K])
     }
 
+    /// A change of leaves that are all of one level: where, how many, the granule, the level, whether a table was linked too.
+    type Change = (u64, u64, Granule, u8, bool);
+
+    /// Of up to all pages of a 48-bit space, but rather often of few.
+    fn pages_anywhere() -> impl Strategy<Value = Change> {
+        (any::<u64>(), any::<u64>(), 0u8..48, granule(), 0u8..4, any::<bool>()).prop_map(
+            |(place, count, few, granule, level, structural)| {
+                pages_at(place, count, few, granule, level, structural)
+            },
+        )
+    }
+
+    fn pages_at(place: u64, count: u64, few: u8, granule: Granule, level: u8, structural: bool) -> Change {
+        let bits = 48 - granule.log2();
+        let count = count % (1 << few.min(bits)) + 1;
+        let first = (place % ((1 << bits) - count + 1)) << granule.log2();
+        (first, count, granule, level, structural)
+    }
+
+    /// Every page is covered, nothing reserved is built, no more than one page too many is invalidated, and a range of a
+    /// 48-bit space takes 8 commands at most.
+    fn covered((first, count, granule, level, structural): Change) -> Result<(), TestCaseError> {
+        let mut change = gather(first, count << granule.log2(), level);
+        if structural {
+            change.add_structural(first, count << granule.log2());
+        }
+        let ranges = Ranges::new(&change, granule).collect::<Vec<_>>();
+        prop_assert!(ranges.len() <= 8);
+        let mut next = first;
+        for range in ranges {
+            prop_assert_eq!(range.address, next);
+            prop_assert!(range.num <= 31 && range.scale <= 31);
+            prop_assert!(range.num != 0 || range.scale != 0 || range.hints.ttl() != 0, "reserved");
+            prop_assert_eq!(range.hints.leaf(), !structural);
+            prop_assert_eq!(range.hints.ttl(), if structural { 0 } else { level });
+            next += pages(&range) << granule.log2();
+        }
+        let covered = (next - first) >> granule.log2();
+        let without_level = structural || level == 0;
+        prop_assert_eq!(covered, if without_level && count % 32 == 1 { count + 1 } else { count });
+        Ok(())
+    }
+
+    fn leaves_anywhere() -> impl Strategy<Value = Change> {
+        (any::<u64>(), 1u64..3000, granule(), 1u8..4, any::<bool>()).prop_map(
+            |(place, count, granule, level, structural)| leaves_at(place, count, granule, level, structural),
+        )
+    }
+
+    fn leaves_at(place: u64, count: u64, granule: Granule, level: u8, structural: bool) -> Change {
+        let stride = granule.log2() + (granule.log2() - 3) * (3 - level);
+        let count = count.min(1 << (48 - stride));
+        ((place % ((1 << (48 - stride)) - count + 1)) << stride, count, granule, level, structural)
+    }
+
+    /// One command a leaf, none twice, none missing.
+    fn named_one_by_one((first, count, granule, level, structural): Change) -> Result<(), TestCaseError> {
+        let stride = granule.log2() + (granule.log2() - 3) * (3 - level);
+        let mut change = gather(first, count << stride, level);
+        if structural {
+            change.add_structural(first, granule.bytes());
+        }
+        let stride = if structural { granule.log2() } else { stride };
+        let count = (change.last() - first + 1) >> stride;
+        let Some(leaves) = Ranges::one_by_one(&change, granule) else {
+            prop_assert!(count >= granule.bytes() / 8);
+            return Ok(());
+        };
+        prop_assert!(count < granule.bytes() / 8);
+        prop_assert!(leaves.map(|range| range.address).eq((0..count).map(|n| first + (n << stride))));
+        for range in leaves {
+            let hints = LeafHints::new(0, 0, !structural);
+            prop_assert_eq!((range.num, range.scale, range.hints), (0, 0, hints));
+        }
+        Ok(())
+    }
+
+    /// What is invalidated of a change, with range invalidation and without.
+    #[cfg(feature = "fuzzing")]
+    pub fn fuzz(bytes: &[u8]) {
+        let mut choices = Choices::of_bytes(bytes);
+        let granule = choices.one_of(&[Granule::Size4K, Granule::Size16K, Granule::Size64K]);
+        let (level, structural) = (choices.byte(), choices.coin());
+        let (place, count, few) = (choices.word(), choices.word(), choices.byte() % 48);
+        must_hold(covered(pages_at(place, count, few, granule, level % 4, structural)));
+        must_hold(named_one_by_one(leaves_at(place, 1 + count % 3000, granule, 1 + level % 3, structural)));
+    }
+
     proptest! {
-        /// Every page is covered, nothing reserved is built, no more than one page too many is invalidated, and a range of a
-        /// 48-bit space takes 8 commands at most.
         #[test]
-        fn ranges_cover_the_change(first in any::<u64>(), count in any::<u64>(), few in 0u32..48, granule in granule(),
-                                   level in 0u8..4, structural: bool) {
-            let bits = 48 - u32::from(granule.log2());
-            let count = count % (1 << few.min(bits)) + 1;
-            let first = (first % ((1 << bits) - count + 1)) << granule.log2();
-            let mut change = gather(first, count << granule.log2(), level);
-            if structural {
-                change.add_structural(first, count << granule.log2());
-            }
-            let ranges = Ranges::new(&change, granule).collect::<Vec<_>>();
-            prop_assert!(ranges.len() <= 8);
-            let mut next = first;
-            for range in ranges {
-                prop_assert_eq!(range.address, next);
-                prop_assert!(range.num <= 31 && range.scale <= 31);
-                prop_assert!(range.num != 0 || range.scale != 0 || range.hints.ttl() != 0, "reserved");
-                prop_assert_eq!(range.hints.leaf(), !structural);
-                prop_assert_eq!(range.hints.ttl(), if structural { 0 } else { level });
-                next += pages(&range) << granule.log2();
-            }
-            let covered = (next - first) >> granule.log2();
-            let without_level = structural || level == 0;
-            prop_assert_eq!(covered, if without_level && count % 32 == 1 { count + 1 } else { count });
+        fn ranges_cover_the_change(change in pages_anywhere()) {
+            covered(change)?;
         }
 
-        /// One command a leaf, none twice, none missing.
         #[test]
-        fn leaves_are_named_one_by_one(place in any::<u64>(), count in 1u64..3000, granule in granule(), level in 1u8..4,
-                                       structural: bool) {
-            let stride = granule.log2() + (granule.log2() - 3) * (3 - level);
-            let count = count.min(1 << (48 - stride));
-            let first = (place % ((1 << (48 - stride)) - count + 1)) << stride;
-            let mut change = gather(first, count << stride, level);
-            if structural {
-                change.add_structural(first, granule.bytes());
-            }
-            let stride = if structural { granule.log2() } else { stride };
-            let count = (change.last() - first + 1) >> stride;
-            match Ranges::one_by_one(&change, granule) {
-                None => prop_assert!(count >= granule.bytes() / 8),
-                Some(leaves) => {
-                    prop_assert!(count < granule.bytes() / 8);
-                    prop_assert!(leaves.map(|range| range.address).eq((0..count).map(|n| first + (n << stride))));
-                    for range in leaves {
-                        prop_assert_eq!((range.num, range.scale, range.hints), (0, 0, LeafHints::new(0, 0, !structural)));
-                    }
-                }
-            }
+        fn leaves_are_named_one_by_one(change in leaves_anywhere()) {
+            named_one_by_one(change)?;
         }
     }
 }

@@ -356,5 +356,5 @@ fn check_atc_inv(
     Ok(Command::atc_inv_substream(stream()?, ssid, word0 & field::GLOBAL != 0, address, size))
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

@@ -39,5 +39,5 @@ pub fn total_size_bytes(dtb: &[u8]) -> Option<usize> {
     (word(0)? == 0xd00d_feed).then_some(usize::try_from(word(4)?).ok()?).filter(|size| *size >= 40)
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;

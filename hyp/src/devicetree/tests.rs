@@ -1,6 +1,8 @@
 //! Invariants: what is in the tree is in the machine; what the host may not have is not in the host's tree
 //! and all else is; and no bytes make either function panic.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 extern crate std;
 
 mod kept;
@@ -488,6 +490,12 @@ fn survives(dtb: &[u8]) {
         let read = total_size_bytes(dtb).and_then(|size| dtb.get(..size)).map(Fdt::new);
         assert!(!matches!(read, Some(Ok(_))) || Fdt::new(&out[..size]).is_ok());
     }
+}
+
+/// Bytes that a device tree is said to be.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    survives(bytes);
 }
 
 proptest! {

@@ -193,8 +193,8 @@ const fn takes_events(offset: u64) -> bool {
     offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1
 }
 
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 /// Offsets of registers are those of page 0 and page 1.
 const _: () = assert!(EVENTQ_BASE_OFFSET < PAGE1 && PAGE1 < SPACE_BYTES);

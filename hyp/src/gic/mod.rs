@@ -7,8 +7,8 @@
 mod access;
 pub mod its;
 pub mod redistributor;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 
 use core::fmt;
 

@@ -11,7 +11,7 @@ mod hold;
 mod host_stage2;
 mod pin;
 pub mod pool;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
 mod transition;
 

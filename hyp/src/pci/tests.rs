@@ -3,6 +3,8 @@
 //! and devices answer, the walk ends with an answer, and a function is given only if no other can have its
 //! Requester ID.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 extern crate std;
 
 use super::*;
@@ -16,7 +18,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::vec;
 use std::vec::Vec;
 
-mod buses;
+pub(crate) mod buses;
 
 const ECAM: u64 = 0x40_1000_0000;
 const BUS: u16 = 0x18;

@@ -28,8 +28,8 @@ mod configuration;
 mod entry;
 mod queues;
 mod readers;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 mod walk;
 
 pub use array::{Array, ArrayPages, Cell, ENTRY_BYTES, NotThere, OutOfMemory};

@@ -14,8 +14,8 @@ pub(crate) mod chain;
 mod descriptor;
 mod geometry;
 mod map;
-#[cfg(test)]
-mod tests;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod tests;
 mod unmap;
 mod walk;
 

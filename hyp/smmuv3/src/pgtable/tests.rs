@@ -4,6 +4,8 @@
 //! new translation (or, where break-before-make is allowed to, none), and finds no table that was not
 //! complete before a barrier.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 extern crate std;
 
 mod rig;
@@ -216,6 +218,36 @@ fn run_history(stage: Stage, granule: Granule, ia_bits: u8, blocks: Blocks, alwa
 fn history(longest: usize) -> impl Strategy<Value = (Stage, Blocks, bool, Vec<Op>)> {
     let blocks = prop_oneof![Just(Blocks::InPlace), Just(Blocks::BreakBeforeMake)];
     (stage(), blocks, any::<bool>(), prop::collection::vec(op(), 1..longest))
+}
+
+/// A history of maps and unmaps in a table of any kind.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    use crate::fuzzing::Choices;
+    let mut choices = Choices::of_bytes(bytes);
+    let stage = choices.one_of(&[Stage::Two, Stage::One]);
+    let granule = choices.one_of(&[Granule::Size4K, Granule::Size4K, Granule::Size16K, Granule::Size64K]);
+    let blocks = choices.one_of(&[Blocks::InPlace, Blocks::BreakBeforeMake, Blocks::Never]);
+    let (ia_bits, join) = (choices.one_of(&[36u8, 34, 40, 44, 47]), choices.coin());
+    // Large runs of pages are thousands of stores, and large blocks of the other granules thousands of pages.
+    let is_slow = blocks == Blocks::Never || granule != Granule::Size4K;
+    let (most, kinds) = if is_slow { (6, 6) } else { (24, 8) };
+    let ops = choices.repeat(most, |choices| Op {
+        map: choices.coin(),
+        top: choices.one_of(&[1, 1, 0, 2]),
+        block: choices.byte() % 4,
+        page: if choices.byte() < 192 {
+            choices.below(7) as i64 - 3
+        } else {
+            choices.below(1200) as i64 - 600
+        },
+        kind: choices.byte() % kinds,
+        pages: choices.below(5) as i64 - 2,
+        shift: choices.one_of(&[0, 0, 0, 0, 0, 0, 1, 2]),
+        attribute: choices.byte() < 192,
+        join: choices.coin(),
+    });
+    run_history(stage, granule, ia_bits, blocks, join && blocks != Blocks::Never, &ops);
 }
 
 proptest! {

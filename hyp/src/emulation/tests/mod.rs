@@ -2,8 +2,10 @@
 //!
 //! A test names the rule that it shows, and its section of IHI 0070 where there is one.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 mod commands;
 mod driver;
-mod hostile;
+pub(crate) mod hostile;
 mod rig;
 mod streams;

@@ -69,11 +69,20 @@ struct Theft {
     accesses_left: u32,
 }
 
+/// A store of the host's to a page, after some accesses to it.
+#[derive(Clone, Copy, Debug)]
+struct LateStore {
+    address: u64,
+    word: u64,
+    accesses_left: u32,
+}
+
 /// The hypervisor: [`Backend`] for one emulated SMMU.
 pub(super) struct Host {
     words: RefCell<BTreeMap<u64, u64>>,
     taken: RefCell<BTreeSet<u64>>,
     theft: Cell<Option<Theft>>,
+    late_store: Cell<Option<LateStore>>,
     /// StreamIDs that devices have, each first and last.
     pub(super) streams: RefCell<Vec<(u32, u32)>>,
     /// What each stream does; nothing of those that abort.
@@ -99,6 +108,7 @@ impl Host {
             words: RefCell::default(),
             taken: RefCell::default(),
             theft: Cell::new(None),
+            late_store: Cell::new(None),
             streams: RefCell::new([(0, 0xff), (0x800, 0x80f)].into()),
             set: RefCell::default(),
             next_to_abort: Cell::new(0),
@@ -139,6 +149,11 @@ impl Host {
     /// Takes the page at an address away from the host after `accesses` more accesses to it.
     pub(super) fn take_page_after(&self, address: u64, accesses: u32) {
         self.theft.set(Some(Theft { page: address / PAGE, accesses_left: accesses }));
+    }
+
+    /// A store of the host's, made by another CPU after `accesses` more accesses to that page.
+    pub(super) fn store_after(&self, address: u64, word: u64, accesses: u32) {
+        self.late_store.set(Some(LateStore { address, word, accesses_left: accesses }));
     }
 
     /// What was asked since this was last called.
@@ -196,6 +211,15 @@ impl Host {
                 None => {
                     self.theft.set(None);
                     self.take_page(address);
+                }
+            }
+        }
+        if let Some(late) = self.late_store.get().filter(|late| late.address / PAGE == page) {
+            match late.accesses_left.checked_sub(1) {
+                Some(accesses_left) => self.late_store.set(Some(LateStore { accesses_left, ..late })),
+                None => {
+                    self.late_store.set(None);
+                    self.store(late.address, &[late.word]);
                 }
             }
         }

@@ -4,6 +4,8 @@
 //! fails leaves owners and translations as they were; nothing is mapped for a new owner before every cache has forgotten
 //! the old one and the memory is wiped.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 extern crate std;
 
 mod bounds;

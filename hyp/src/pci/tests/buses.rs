@@ -266,40 +266,80 @@ fn bridges_of<'a>(on: &'a mut [Device], found: &mut Vec<&'a mut u32>) {
     }
 }
 
+/// Functions on a root bus, bus numbers that are written to bridges, and which bridges copy those of others.
+type Buses = (Vec<Device>, Vec<(usize, u8, u8)>, Vec<(usize, usize)>);
+
+fn any_buses() -> impl Strategy<Value = Buses> {
+    use proptest::collection::vec;
+    let index = any::<usize>;
+    (vec(any_device(2), 1..5), vec((index(), 0..6_u8, 0..6_u8), 0..3), vec((index(), index()), 0..3))
+}
+
+fn a_held_function_is_alone((mut root, hostile, copies): Buses) -> Result<(), TestCaseError> {
+    // Two functions of one bus with one number are no machine.
+    fn distinct(on: &mut Vec<Device>) {
+        let mut seen = BTreeSet::new();
+        on.retain(|device| seen.insert(device.devfn));
+        on.iter_mut().for_each(|device| distinct(&mut device.behind));
+    }
+    distinct(&mut root);
+    number(&mut root, 0);
+    let mut bridges = vec![];
+    bridges_of(&mut root, &mut bridges);
+    let count = bridges.len();
+    if count > 0 {
+        for (index, secondary, subordinate) in hostile {
+            *bridges[index % count] = u32::from_le_bytes([0, secondary, subordinate, 0]);
+        }
+        for (to, from) in copies {
+            *bridges[to % count] = *bridges[from % count];
+        }
+    }
+    let mut found = vec![];
+    requester_ids(&root, 0, &mut found);
+    for rid in &found {
+        if hold(&Fake::new(root.clone()), *rid).is_ok() {
+            prop_assert_eq!(found.iter().filter(|other| *other == rid).count(), 1);
+        }
+    }
+    Ok(())
+}
+
+/// Functions and bridges that the host has numbered as it likes.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    use smmuv3::fuzzing::{Choices, must_hold};
+    fn device(choices: &mut Choices<'_>, depth: u32) -> Device {
+        if depth != 0 && choices.coin() {
+            let (number, multi) = (choices.byte() % 5, choices.coin());
+            let behind = (0..choices.below(4)).map(|_| device(choices, depth - 1)).collect();
+            let bridge = Device::bridge(number, 0, 0, behind);
+            return if multi { bridge.multi_function() } else { bridge };
+        }
+        let mut device = Device::new(choices.byte() % 12);
+        for _ in 0..choices.below(6) {
+            let (at, value, writable) = (choices.below(64), choices.word() as u32, choices.word() as u32);
+            if ![1, 3, 6].contains(&at) {
+                (device.words[at as usize], device.writable[at as usize]) = (value, writable);
+            }
+        }
+        device
+    }
+    let mut choices = Choices::of_bytes(bytes);
+    let index = |choices: &mut Choices<'_>| usize::from(choices.byte());
+    let root = (0..1 + choices.below(4)).map(|_| device(&mut choices, 2)).collect();
+    let hostile = (0..choices.below(3))
+        .map(|_| (index(&mut choices), choices.byte() % 6, choices.byte() % 6))
+        .collect();
+    let copies = (0..choices.below(3)).map(|_| (index(&mut choices), index(&mut choices))).collect();
+    must_hold(a_held_function_is_alone((root, hostile, copies)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1024, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_function_that_is_given_is_alone(
-        mut root in proptest::collection::vec(any_device(2), 1..5),
-        hostile in proptest::collection::vec((any::<prop::sample::Index>(), 0..6_u8, 0..6_u8), 0..3),
-        copies in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..3),
-    ) {
-        // Two functions of one bus with one number are no machine.
-        fn distinct(on: &mut Vec<Device>) {
-            let mut seen = BTreeSet::new();
-            on.retain(|device| seen.insert(device.devfn));
-            on.iter_mut().for_each(|device| distinct(&mut device.behind));
-        }
-        distinct(&mut root);
-        number(&mut root, 0);
-        let mut bridges = vec![];
-        bridges_of(&mut root, &mut bridges);
-        let count = bridges.len();
-        if count > 0 {
-            for (index, secondary, subordinate) in hostile {
-                *bridges[index.index(count)] = u32::from_le_bytes([0, secondary, subordinate, 0]);
-            }
-            for (to, from) in copies {
-                *bridges[to.index(count)] = *bridges[from.index(count)];
-            }
-        }
-        let mut found = vec![];
-        requester_ids(&root, 0, &mut found);
-        for rid in &found {
-            if hold(&Fake::new(root.clone()), *rid).is_ok() {
-                prop_assert_eq!(found.iter().filter(|other| *other == rid).count(), 1);
-            }
-        }
+    fn a_function_that_is_given_is_alone(buses in any_buses()) {
+        a_held_function_is_alone(buses)?;
     }
 }

@@ -210,79 +210,122 @@ fn assert_lookups(memory: &TestMemory, model: &Model) {
     assert!(before == (memory.snapshot(), memory.writes.get()), "a lookup wrote");
 }
 
-proptest! {
-    #[test]
-    fn edits_are_those_of_a_multiset(steps in prop::collection::vec((step(), any::<bool>()), 1..40)) {
-        let memory = TestMemory::default();
-        let mut rig = Rig::new(&memory);
-        rig.attach(&StreamEntries::new()).unwrap();
-        let mut model = Model::default();
-        for (step, out_of_memory) in steps {
-            let old = rig.array();
-            let before = memory.snapshot();
-            match step {
-                Step::Merge(choices) => {
-                    let (entries, raws) = chosen(&choices);
-                    rig.pages.exhausted = out_of_memory;
-                    match Array::merge(&memory, Some(old), &entries, &mut rig.pages) {
-                        Err(OutOfMemory { bytes }) => {
-                            prop_assert!(out_of_memory);
-                            prop_assert!(bytes >= 32 + 16 * (model.live().len() + raws.len()) as u64);
-                            prop_assert!(memory.snapshot() == before);
-                        }
-                        Ok(new) => {
-                            prop_assert!(!out_of_memory);
-                            model.assert_is(&memory, old);
-                            model.merge(&raws);
-                            model.assert_is(&memory, new);
-                            prop_assert!(new.bytes(&memory) >= 32 + 16 * model.0.len() as u64);
-                            rig.publish(new);
-                        }
+/// Steps of a history, and at which of them there is no memory.
+fn history() -> impl Strategy<Value = Vec<(Step, bool)>> {
+    prop::collection::vec((step(), any::<bool>()), 1..40)
+}
+
+/// After each step the array holds what a multiset does, and lookups say the same.
+fn is_a_multiset(steps: Vec<(Step, bool)>) -> Result<(), TestCaseError> {
+    let memory = TestMemory::default();
+    let mut rig = Rig::new(&memory);
+    rig.attach(&StreamEntries::new()).unwrap();
+    let mut model = Model::default();
+    for (step, out_of_memory) in steps {
+        let old = rig.array();
+        let before = memory.snapshot();
+        match step {
+            Step::Merge(choices) => {
+                let (entries, raws) = chosen(&choices);
+                rig.pages.exhausted = out_of_memory;
+                match Array::merge(&memory, Some(old), &entries, &mut rig.pages) {
+                    Err(OutOfMemory { bytes }) => {
+                        prop_assert!(out_of_memory);
+                        prop_assert!(bytes >= 32 + 16 * (model.live().len() + raws.len()) as u64);
+                        prop_assert!(memory.snapshot() == before);
                     }
-                }
-                Step::Unref(_) | Step::UnrefAny(_) => {
-                    let (entries, raws) = match step {
-                        Step::Unref(numbers) => chosen_live(&model, &numbers),
-                        Step::UnrefAny(choices) => chosen(&choices),
-                        Step::Merge(_) | Step::Purge => unreachable!(),
-                    };
-                    let mut last = Vec::new();
-                    let done = old.unref(&memory, &entries, |entry| {
-                        let users = CELL.users(&memory, &entry);
-                        assert_eq!(users, 1, "told after it is trash for readers");
-                        let key = entry.key;
-                        last.push((key.smmu() as u64, u64::from(key.kind()), u64::from(key.id()), key.0 & 0xf_ffff));
-                    });
-                    match model.unref(&raws) {
-                        Some(expected) => prop_assert_eq!((done, last), (Ok(()), expected)),
-                        None => {
-                            prop_assert_eq!((done, last), (Err(NotThere), Vec::new()));
-                            prop_assert!(memory.snapshot() == before);
-                        }
-                    }
-                }
-                Step::Purge => {
-                    rig.pages.exhausted = out_of_memory;
-                    match old.purge(&memory, &mut rig.pages) {
-                        Ok(None) => prop_assert_eq!(model.trash(), 0),
-                        Err(_) => {
-                            prop_assert!(out_of_memory && model.trash() != 0);
-                            prop_assert!(memory.snapshot() == before);
-                        }
-                        Ok(Some(new)) => {
-                            prop_assert!(!out_of_memory && model.trash() != 0);
-                            model.assert_is(&memory, old);
-                            model.merge(&[]);
-                            model.assert_is(&memory, new);
-                            rig.publish(new);
-                        }
+                    Ok(new) => {
+                        prop_assert!(!out_of_memory);
+                        model.assert_is(&memory, old);
+                        model.merge(&raws);
+                        model.assert_is(&memory, new);
+                        prop_assert!(new.bytes(&memory) >= 32 + 16 * model.0.len() as u64);
+                        rig.publish(new);
                     }
                 }
             }
-            rig.pages.exhausted = false;
-            model.assert_is(&memory, rig.array());
-            assert_lookups(&memory, &model);
+            Step::Unref(_) | Step::UnrefAny(_) => {
+                let (entries, raws) = match step {
+                    Step::Unref(numbers) => chosen_live(&model, &numbers),
+                    Step::UnrefAny(choices) => chosen(&choices),
+                    Step::Merge(_) | Step::Purge => unreachable!(),
+                };
+                let mut last = Vec::new();
+                let done = old.unref(&memory, &entries, |entry| {
+                    let users = CELL.users(&memory, &entry);
+                    assert_eq!(users, 1, "told after it is trash for readers");
+                    let key = entry.key;
+                    last.push((
+                        key.smmu() as u64,
+                        u64::from(key.kind()),
+                        u64::from(key.id()),
+                        key.0 & 0xf_ffff,
+                    ));
+                });
+                match model.unref(&raws) {
+                    Some(expected) => prop_assert_eq!((done, last), (Ok(()), expected)),
+                    None => {
+                        prop_assert_eq!((done, last), (Err(NotThere), Vec::new()));
+                        prop_assert!(memory.snapshot() == before);
+                    }
+                }
+            }
+            Step::Purge => {
+                rig.pages.exhausted = out_of_memory;
+                match old.purge(&memory, &mut rig.pages) {
+                    Ok(None) => prop_assert_eq!(model.trash(), 0),
+                    Err(_) => {
+                        prop_assert!(out_of_memory && model.trash() != 0);
+                        prop_assert!(memory.snapshot() == before);
+                    }
+                    Ok(Some(new)) => {
+                        prop_assert!(!out_of_memory && model.trash() != 0);
+                        model.assert_is(&memory, old);
+                        model.merge(&[]);
+                        model.assert_is(&memory, new);
+                        rig.publish(new);
+                    }
+                }
+            }
         }
+        rig.pages.exhausted = false;
+        model.assert_is(&memory, rig.array());
+        assert_lookups(&memory, &model);
+    }
+    Ok(())
+}
+
+/// A history of edits.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz(bytes: &[u8]) {
+    use crate::fuzzing::{Choices, must_hold};
+    let choice =
+        |choices: &mut Choices<'_>| (choices.byte() % 3, usize::from(choices.byte()), choices.coin());
+    let several =
+        |choices: &mut Choices<'_>, most: u64| (0..choices.below(most + 1)).map(|_| ()).collect::<Vec<_>>();
+    let steps = Choices::of_bytes(bytes).repeat(40, |choices| {
+        let step = match choices.below(10) {
+            0..4 => Step::Merge(
+                several(choices, StreamEntries::MAX as u64).iter().map(|()| choice(choices)).collect(),
+            ),
+            4..8 => Step::Unref(
+                several(choices, StreamEntries::MAX as u64)
+                    .iter()
+                    .map(|()| usize::from(choices.byte()))
+                    .collect(),
+            ),
+            8 => Step::UnrefAny(several(choices, 3).iter().map(|()| choice(choices)).collect()),
+            _ => Step::Purge,
+        };
+        (step, choices.byte() >= 224)
+    });
+    must_hold(is_a_multiset(steps));
+}
+
+proptest! {
+    #[test]
+    fn edits_are_those_of_a_multiset(steps in history()) {
+        is_a_multiset(steps)?;
     }
 }
 

@@ -1,8 +1,10 @@
 //! Tests of the invalidation module, by subject.
 
+#![cfg_attr(not(test), allow(dead_code, unused_imports))]
+
 extern crate std;
 
-mod array;
+pub(crate) mod array;
 mod commands;
 mod failures;
 mod meaning;
