@@ -3,6 +3,8 @@
 pub mod bench;
 pub mod build;
 pub mod clean;
+pub mod coverage;
+pub mod fuzz;
 pub mod gdb;
 pub mod hypercalls;
 pub mod mutate;

@@ -3,10 +3,12 @@
 //! Nothing outside the user's cache directory and rustup's own changes. Both steps are idempotent: what is there
 //! already is found in milliseconds, so every command that needs it calls [`run`].
 
+pub mod cargo_fuzz;
 pub mod cross;
 mod debian;
 pub mod kexec;
 pub mod linux;
+pub mod llvm;
 pub mod qemu;
 mod rust_target;
 
