@@ -43,7 +43,7 @@ struct HostSmmu {
     emulation: Mutex<Emulation>,
 }
 
-struct Emulation {
+pub(crate) struct Emulation {
     front: EmulatedSmmu,
     back: Back,
     accesses: u64,
@@ -76,6 +76,10 @@ struct Back {
     next_to_abort: Cell<u32>,
 }
 
+/// Keeps everybody from the registers of an emulated SMMU.
+#[cfg(feature = "oracle")]
+pub(crate) type Guard<'a> = crate::sync::MutexGuard<'a, Emulation>;
+
 impl HostSmmus {
     /// None.
     pub(crate) const fn new() -> Self {
@@ -101,6 +105,12 @@ impl HostSmmus {
                 emulation: Mutex::new(Emulation { front, back, accesses: 0, queue_stores: 0 }),
             });
         }
+    }
+
+    /// Takes the locks of all of them, in the order of their indexes, which nobody else takes two of.
+    #[cfg(feature = "oracle")]
+    pub(crate) fn lock_all(&self) -> [Option<Guard<'_>>; MAX_SMMUS] {
+        self.smmus.each_ref().map(|smmu| smmu.get().map(|smmu| crate::sync::lock_beside(&smmu.emulation)))
     }
 
     #[inline]

@@ -270,6 +270,12 @@ impl<P: Platform> Hypervisor<P> {
         self.machine.as_ref()
     }
 
+    /// The interrupt controller, once started.
+    #[cfg(feature = "oracle")]
+    pub(crate) const fn gic(&self) -> Option<&Gic> {
+        self.gic.as_ref()
+    }
+
     /// The bridges on the root buses, as they were before the host ran.
     pub(crate) const fn root_bridges(&self) -> &RootBridges {
         &self.root_bridges

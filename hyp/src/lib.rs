@@ -17,6 +17,8 @@ pub mod hypervisor;
 pub mod iommu;
 pub mod list;
 pub mod memory;
+#[cfg(feature = "oracle")]
+pub mod oracle;
 pub mod pci;
 pub mod platform;
 pub mod psci;

@@ -10,6 +10,16 @@ pub use spin::{Mutex, MutexGuard};
 #[cfg(not(target_os = "none"))]
 pub use ordered::{Mutex, MutexGuard};
 
+/// Takes a lock beside others that nobody but the oracle holds together: several of one rank, and the attach lock with that of memory. It takes all
+/// in the order of their ranks, so nobody who holds one of them waits for another that it has.
+#[cfg(all(feature = "oracle", target_os = "none"))]
+pub(crate) fn lock_beside<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock()
+}
+
+#[cfg(all(feature = "oracle", not(target_os = "none")))]
+pub(crate) use ordered::lock_beside;
+
 /// Where a lock stands in the order. It is taken while holding locks of ranks before its own, if any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rank {
@@ -98,6 +108,18 @@ mod ordered {
             });
             MutexGuard(self.0.lock())
         }
+    }
+
+    /// See the one of the image.
+    #[cfg(feature = "oracle")]
+    pub(crate) fn lock_beside<T: Guarded>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+        HELD.with_borrow_mut(|held| {
+            if let Some(before) = held.iter().find(|held| **held > T::RANK) {
+                panic!("lock order: {:?} is taken while {before:?} is held", T::RANK);
+            }
+            held.push(T::RANK);
+        });
+        MutexGuard(lock.0.lock())
     }
 
     impl<T: Guarded> Drop for MutexGuard<'_, T> {

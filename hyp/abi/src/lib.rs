@@ -15,6 +15,7 @@
 
 mod function;
 mod handle;
+pub mod oracle;
 mod statistic;
 mod status;
 mod table;

@@ -59,6 +59,16 @@ impl IdSpace {
         Some((self.word(number), 1 << (number % WORD_BITS)))
     }
 
+    /// Whether a number is taken; `false` of one that there is not.
+    pub fn is_taken<M: Memory>(&self, memory: &M, number: u16) -> bool {
+        self.place(number).is_some_and(|(word, bit)| memory.read_u64(word) & bit != 0)
+    }
+
+    /// Where the bitmap is.
+    pub const fn bitmap(&self) -> PhysAddr {
+        self.bitmap
+    }
+
     /// Takes a number that is free; `false`, and nothing is changed, if it is not, or there is no such number.
     pub fn reserve<M: Memory>(&mut self, memory: &M, number: u16) -> bool {
         let Some((word, bit)) = self.place(number) else { return false };

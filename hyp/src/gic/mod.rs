@@ -6,6 +6,8 @@
 
 mod access;
 pub mod its;
+#[cfg(feature = "oracle")]
+pub(crate) mod oracle;
 pub mod redistributor;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;

@@ -103,7 +103,7 @@ impl Guarded for Lpis {
     const RANK: Rank = Rank::Lpis;
 }
 
-struct Lpis {
+pub(super) struct Lpis {
     /// Configuration tables, each pinned once, from the first Redistributor that turns LPIs on until the last one turns them off. A
     /// kernel that is started by another one in its place, as by Linux's kexec, finds all LPIs on and turns them off and on with
     /// a table of its own, one Redistributor after the other. Those may have one table in common (GICR_TYPER.CommonLPIAff), and then it is
@@ -170,6 +170,11 @@ impl Redistributors {
             }
             base = base.offset(size_bytes);
         }
+    }
+
+    #[cfg(feature = "oracle")]
+    pub(super) fn lock(&self) -> crate::sync::MutexGuard<'_, Lpis> {
+        self.lpis.lock()
     }
 
     fn add(&mut self, frame: Frame) -> Result<(), GicError> {
@@ -327,6 +332,13 @@ impl Lpis {
             }
         };
         services.platform.read_register_u32(base.offset(offset)) & !hidden
+    }
+
+    /// The ranges that are pinned, each as often as it is.
+    #[cfg(feature = "oracle")]
+    pub fn pinned(&self) -> impl Iterator<Item = PhysRange> {
+        let pending = self.tables.iter().filter_map(|tables| Some(tables.in_use?.pending));
+        self.configurations.iter().copied().chain(pending)
     }
 
     /// Reads GICR_CTLR, and if it says that LPIs are off lets go of the tables.

@@ -43,6 +43,10 @@ type Outcome = Result<[u64; 4], Failure>;
 impl<P: Platform> Hypervisor<P> {
     /// Does the call with function id `function` (`W0`) and `arguments` (`X1` to `X4`). Bounded.
     pub fn hypercall(&self, function: u32, arguments: [u64; 4]) -> Answer {
+        #[cfg(feature = "oracle")]
+        if function == abi::oracle::FUNCTION {
+            return Answer { x: self.oracle().call(arguments) };
+        }
         match self.dispatch(function, arguments) {
             Ok(Outcome::Ok(results)) => Answer::success(results),
             Ok(Outcome::Err(failure)) => Answer::failure(failure),

@@ -11,6 +11,8 @@
 
 mod attachments;
 mod emulated;
+#[cfg(feature = "oracle")]
+pub(crate) mod oracle;
 mod refused;
 mod registry;
 mod sorted_map;

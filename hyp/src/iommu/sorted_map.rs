@@ -75,6 +75,21 @@ impl SortedMap {
         }
     }
 
+    /// Its pages, if it has any, and their order.
+    #[cfg(feature = "oracle")]
+    pub fn run(&self) -> Option<(PhysAddr, u8)> {
+        (self.count != 0).then_some((self.base, self.order))
+    }
+
+    /// All pairs, in the order of keys.
+    #[cfg(feature = "oracle")]
+    pub fn pairs<M: Memory>(&self, memory: &M) -> impl Iterator<Item = (u64, u64)> {
+        (0..self.count).map(|index| {
+            let [key, value] = memory.read_pair(self.at(index));
+            (key, value)
+        })
+    }
+
     /// The pair with the lowest key.
     pub fn first(&self, memory: &impl Memory) -> Option<(u64, u64)> {
         let [key, value] = (self.count != 0).then(|| memory.read_pair(self.base))?;

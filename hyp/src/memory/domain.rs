@@ -17,13 +17,13 @@ use crate::platform::Platform;
 const MAX: usize = (DomainHandle::MAX - DomainHandle::FIRST_CREATED) as usize;
 
 #[derive(Clone, Copy)]
-struct GuestDomain {
-    guest: GuestHandle,
+pub(super) struct GuestDomain {
+    pub guest: GuestHandle,
     /// What callers name it by; `None` while it begins or ends.
     name: Option<ObjectHandle>,
-    table: PageTable,
+    pub table: PageTable,
     /// Units that it maps, each as often as it is mapped.
-    units: u64,
+    pub units: u64,
 }
 
 /// The domains that exist.
@@ -40,7 +40,7 @@ impl GuestDomains {
         Self { slots: [None; MAX] }
     }
 
-    fn get(&self, index: DomainIndex) -> Result<GuestDomain, Status> {
+    pub fn get(&self, index: DomainIndex) -> Result<GuestDomain, Status> {
         self.slots.get(slot(index)).copied().flatten().ok_or(Status::UnknownDomain)
     }
 

@@ -111,6 +111,43 @@ impl PageState {
         }
     }
 
+    /// What a unit's 16 bits of the table say.
+    #[cfg(feature = "oracle")]
+    pub const fn of_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
+    /// The bits in the table.
+    #[cfg(feature = "oracle")]
+    pub const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// Whether it is one of those that there are.
+    #[cfg(feature = "oracle")]
+    pub fn is_defined(self) -> bool {
+        match (self.0 & 0xff, self.0 >> 8) {
+            (0, code) => code <= GuestHandle::MAX.into() || code >= Self::HYPERVISOR_CODE,
+            (Self::HYPERVISOR_CODE | Self::NOBODY_CODE, code) => code == 0,
+            (code, _) => code <= GuestHandle::MAX.into(),
+        }
+    }
+
+    /// How often the unit is pinned.
+    #[cfg(feature = "oracle")]
+    pub const fn pins(self) -> u64 {
+        match (self.0 & 0xff, self.0 >> 8) {
+            (0, code) if code > Self::HYPERVISOR_CODE => (code - Self::HYPERVISOR_CODE) as u64,
+            _ => 0,
+        }
+    }
+
+    /// Of a guest's, how often domains that a call made map it.
+    #[cfg(feature = "oracle")]
+    pub const fn mappings(self) -> u64 {
+        (self.0 >> 8) as u64
+    }
+
     /// What a word of the table says of a unit in it.
     #[inline]
     const fn in_word(word: u64, unit: u64) -> Self {
@@ -228,6 +265,33 @@ impl FrameTable {
             words: bank.words,
             first: (range.start().0 - bank.range.start().0) >> self.unit_log2,
             units: range.size_bytes() >> self.unit_log2,
+        })
+    }
+
+    /// The banks, each with where its table is.
+    #[cfg(feature = "oracle")]
+    pub fn banks(&self) -> impl Iterator<Item = (PhysRange, PhysAddr)> {
+        self.banks.iter().map(|bank| (bank.range, bank.words))
+    }
+
+    /// The ranges of all banks.
+    #[cfg(feature = "oracle")]
+    pub fn ranges(&self) -> impl Iterator<Item = &PhysRange> {
+        self.banks.iter().map(|bank| &bank.range)
+    }
+
+    /// Whether `wanted` accepts the state of every unit of the run.
+    #[cfg(feature = "oracle")]
+    pub fn each(&self, memory: &impl Memory, run: &FrameRun, wanted: impl Fn(PageState) -> bool) -> bool {
+        let hosts = wanted(PageState::HOST);
+        run.words(|word, mask| {
+            let states = memory.read_u64(word);
+            // All of them are the host's and unshared, by far the most frequent word.
+            let is_plain = states & mask == 0;
+            is_plain && hosts
+                || (0..UNITS_PER_WORD)
+                    .filter(|lane| mask >> (16 * lane) & 1 != 0)
+                    .all(|lane| wanted(PageState::in_word(states, lane)))
         })
     }
 

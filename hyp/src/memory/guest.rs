@@ -33,6 +33,12 @@ impl Guests {
         self.slots.get(guest.index())?.as_ref().map(|guest| &guest.table)
     }
 
+    /// Units that the guest owns or that are shared with it; `None` if it does not exist.
+    #[cfg(feature = "oracle")]
+    pub fn units(&self, guest: GuestHandle) -> Option<u64> {
+        self.slots.get(guest.index())?.as_ref().map(|guest| guest.units)
+    }
+
     /// The I/O table of a guest, which is not being taken apart unless `also_ending`.
     #[inline]
     pub fn usable(&self, guest: GuestHandle, also_ending: bool) -> Result<&PageTable, Status> {

@@ -44,7 +44,7 @@ struct Held {
 
 /// The table of held ranges, and what the host never had.
 pub(super) struct Holds {
-    absent: List<PhysRange, MAX_ABSENT>,
+    pub absent: List<PhysRange, MAX_ABSENT>,
     held: [Option<Held>; MAX_HELD],
 }
 
@@ -56,6 +56,13 @@ impl Holds {
     /// Says what the host never has.
     pub fn keep(&mut self, absent: &List<PhysRange, MAX_ABSENT>) {
         self.absent = *absent;
+    }
+
+    /// What is out of the host's stage 2: what it never had, and what is held; without `in_use_only` also what is on its way back.
+    #[cfg(feature = "oracle")]
+    pub fn away(&self, in_use_only: bool) -> impl Iterator<Item = &PhysRange> {
+        let held = self.held.iter().flatten().filter(move |held| held.users > 0 || !in_use_only);
+        self.absent.iter().chain(held.map(|held| &held.range))
     }
 
     /// The other ranges that overlap this one and are `wanted`.

@@ -9,6 +9,8 @@ pub mod frame;
 mod guest;
 mod hold;
 mod host_stage2;
+#[cfg(feature = "oracle")]
+pub(crate) mod oracle;
 mod pin;
 pub mod pool;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -32,7 +32,7 @@ impl Ownership {
         }
     }
 
-    fn whole_units(&self, range: PhysRange) -> Option<FrameRun> {
+    pub(super) fn whole_units(&self, range: PhysRange) -> Option<FrameRun> {
         let mask = self.unit_bytes() - 1;
         let first = PhysAddr(range.start().0 & !mask);
         self.frames.run(PhysRange::inclusive(first, PhysAddr(range.last().0 | mask))?)

@@ -365,6 +365,29 @@ impl Pool {
         part.give(p, run, order);
     }
 
+    /// Calls `visit` with each free run that is known here, and its order, until it answers `false`: those kept for top ups, and those on the
+    /// stacks, not those of the heaps.
+    #[cfg(feature = "oracle")]
+    pub fn for_each_free(&self, p: &impl Platform, mut visit: impl FnMut(PhysAddr, u8) -> bool) {
+        let parts = self.parts.lock();
+        for stock in &parts.stocks {
+            if !stock.runs.iter().all(|run| visit(*run, stock.order)) {
+                return;
+            }
+        }
+        for part in [&parts.boot, &parts.donated] {
+            for (order, head) in (0u8..).zip(part.stacks.0) {
+                let mut run = head;
+                while run != NO_RUN {
+                    if !visit(PhysAddr(run), order) {
+                        return;
+                    }
+                    run = p.read_u64(PhysAddr(run));
+                }
+            }
+        }
+    }
+
     /// How the pool stands.
     pub fn state(&self) -> PoolState {
         let parts = self.parts.lock();

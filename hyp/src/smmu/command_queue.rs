@@ -139,6 +139,12 @@ impl CommandQueue {
         }
     }
 
+    /// Where it is.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn base(&self) -> PhysAddr {
+        self.base
+    }
+
     /// Takes the memory of the queue, before it is enabled: `1 << log2_entries` commands at `base`.
     pub(super) fn place(&mut self, base: PhysAddr, log2_entries: u8) {
         self.base = base;

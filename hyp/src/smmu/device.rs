@@ -283,6 +283,12 @@ impl Smmu {
         self.registers.await_u32(p, IRQ_CTRLACK_OFFSET, u32::MAX, value.value).map_err(|_| Fault)
     }
 
+    /// The stream table.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn stream_table(&self) -> &StreamTable {
+        &self.stream_table
+    }
+
     /// Whose each VMID is.
     pub(crate) const fn vmids(&self) -> &VmidTable {
         &self.vmids

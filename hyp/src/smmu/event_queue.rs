@@ -130,6 +130,11 @@ impl DriverEvents {
     }
 
     /// Takes the page that events are kept in, before there are any.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn page(&self) -> PhysAddr {
+        self.page
+    }
+
     pub(super) fn place(&mut self, page: PhysAddr) {
         self.page = page;
     }
@@ -206,6 +211,12 @@ impl EventQueue {
             overflow_acknowledged: 0,
             enabled: false,
         }
+    }
+
+    /// Where it is.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn base(&self) -> PhysAddr {
+        self.base
     }
 
     /// Takes the memory of the queue, before it is enabled: `1 << log2_entries` records at `base`.

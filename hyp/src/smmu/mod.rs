@@ -11,6 +11,8 @@ mod event_queue;
 #[cfg(test)]
 pub(crate) mod fake;
 mod global_error;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod registers;
 mod stream_table;
 #[cfg(test)]

@@ -41,8 +41,17 @@ impl Shape {
         Self { stream_bits: stream_bits.min(split + LEVEL1_BITS_MAX), split: Some(split) }
     }
 
+    /// Streams of one table of STEs.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn count(self) -> u32 {
+        match self.split {
+            None => 1 << self.stream_bits,
+            Some(split) => 1 << split,
+        }
+    }
+
     /// Bytes of the table that STRTAB_BASE names: the linear table or level 1.
-    const fn base_bytes(self) -> u64 {
+    pub(super) const fn base_bytes(self) -> u64 {
         match self.split {
             None => STE_BYTES << self.stream_bits,
             Some(split) => LEVEL1_BYTES << (self.stream_bits - split),
@@ -115,6 +124,29 @@ impl StreamTable {
 
     pub(super) const fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// The shared level-2 table, and log2 of its entries that this table uses.
+    #[cfg(feature = "oracle")]
+    pub(super) const fn shared(&self) -> Option<(PhysAddr, u8)> {
+        match self.shape.split {
+            Some(split) => Some((self.parked_level2, split)),
+            None => None,
+        }
+    }
+
+    /// The tables of STEs that are its own, each with the first stream of its span.
+    #[cfg(feature = "oracle")]
+    pub(super) fn own_tables<P: Platform>(&self, p: &P) -> impl Iterator<Item = (u64, PhysAddr)> {
+        let spans = match self.shape.split {
+            None => 1,
+            Some(split) => 1u64 << (self.shape.stream_bits - split),
+        };
+        (0..spans).filter_map(move |span| {
+            let Some(split) = self.shape.split else { return Some((0, self.base)) };
+            let table = Level1Descriptor(p.read_u64(self.base.offset(span * LEVEL1_BYTES))).table();
+            (table != self.parked_level2).then_some((span << split, table))
+        })
     }
 
     /// Whether the table covers the stream.

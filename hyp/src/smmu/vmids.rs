@@ -48,6 +48,12 @@ impl VmidTable {
         Self { words }
     }
 
+    /// Where it is.
+    #[cfg(feature = "oracle")]
+    pub const fn words(&self) -> PhysAddr {
+        self.words
+    }
+
     const fn word(&self, vmid: u16) -> Option<PhysAddr> {
         if self.words.0 != 0 && (vmid as u64) < VMIDS {
             Some(self.words.offset(vmid as u64 * 8))

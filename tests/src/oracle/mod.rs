@@ -102,6 +102,8 @@ pub fn check_state(bench: &Bench) -> Result<(), String> {
 
 fn check_view(view: &View) -> Result<(), String> {
     let bench = view.bench;
+    let own = bench.hypervisor.oracle().check_all();
+    own.map_err(|finding| format!("the hypervisor's own oracle: {finding}"))?;
     for address in [IMAGE, IMAGE + IMAGE_BYTES - view.unit, POOL, POOL + POOL_BYTES - view.unit] {
         if view.owners.of(address) != Some((HYPERVISOR, 0)) {
             return Err(format!("the hypervisor's page {address:#x} is {:x?}'s", view.owners.of(address)));

@@ -131,13 +131,32 @@ impl Array {
     }
 
     /// What the array was taken for from [`ArrayPages`]: its editor keeps it in header word 1.
-    pub(super) fn bytes<M: Memory>(self, memory: &M) -> u64 {
+    pub fn bytes<M: Memory>(self, memory: &M) -> u64 {
         memory.read_u64(self.0.offset(8))
     }
 
     pub(super) fn entries<M: Memory>(self, memory: &M) -> Entries {
         let header = self.header(memory);
         Entries { first: self.entry(0), end: self.entry(header.length()) }
+    }
+
+    /// Where it is.
+    pub const fn place(self) -> PhysAddr {
+        self.0
+    }
+
+    /// Calls `visit` with each entry that has users, and how many, in the order of the array. The caller keeps others from editing it.
+    pub fn for_each_live<M: Memory>(self, memory: &M, mut visit: impl FnMut(Entry, u32)) {
+        let entries = self.entries(memory);
+        let mut at = entries.first;
+        while at != entries.end {
+            let [key, detail] = memory.read_pair(at);
+            let detail = Detail(detail);
+            if detail.users() != 0 {
+                visit(Entry { key: Key(key), detail: detail.with_users(0) }, detail.users());
+            }
+            at = at.offset(ENTRY_BYTES);
+        }
     }
 
     /// Entries, trash included.

@@ -46,6 +46,11 @@ impl Readers {
         readers
     }
 
+    /// Where the words are; [`Readers::bytes`] says how many.
+    pub const fn place(&self) -> PhysAddr {
+        self.base
+    }
+
     #[inline]
     const fn word(&self, cpu: u16) -> PhysAddr {
         self.base.offset((cpu as u64 + 1) * STRIDE)
@@ -158,6 +163,15 @@ impl Retired {
     ) {
         if let Ok(Some(purged)) = array.purge(memory, pages) {
             self.replace(memory, readers, cell, Some(purged));
+        }
+    }
+
+    /// Calls `visit` with each array on the list, until it answers `false`.
+    pub fn for_each<M: Memory>(&self, memory: &M, mut visit: impl FnMut(Array) -> bool) {
+        let mut next = self.first;
+        while let Some(array) = next.filter(|array| visit(*array)) {
+            let after = memory.read_u64(array.0.offset(NEXT));
+            next = (after != 0).then_some(Array(PhysAddr(after)));
         }
     }
 

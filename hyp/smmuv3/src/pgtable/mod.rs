@@ -13,6 +13,7 @@
 pub(crate) mod chain;
 mod descriptor;
 mod geometry;
+mod inspect;
 mod map;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod tests;
@@ -21,6 +22,7 @@ mod walk;
 
 pub use descriptor::Attributes;
 pub use geometry::{Geometry, Granule};
+pub use inspect::Found;
 
 use crate::address::{PhysAddr, PhysRange};
 use crate::gather::Gather;

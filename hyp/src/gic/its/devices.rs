@@ -70,6 +70,14 @@ impl Devices {
         if page == 0 { None } else { Itt::from_word(p.read_u64(Self::slot(page, device))) }
     }
 
+    /// The root, and the pages below it, each with its first device.
+    #[cfg(feature = "oracle")]
+    pub fn pages<P: Platform>(&self, p: &P) -> (PhysAddr, impl Iterator<Item = (u32, PhysAddr)>) {
+        let entry = move |high: u64| p.read_u64(self.root.offset(8 * high)) & ADDRESS;
+        let pages = (0..ENTRIES).map(move |high| ((high << ENTRIES_LOG2) as u32, PhysAddr(entry(high))));
+        (self.root, pages.filter(|(_, page)| page.0 != 0))
+    }
+
     /// Maps a device, which is not mapped.
     ///
     /// # Errors

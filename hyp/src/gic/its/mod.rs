@@ -17,6 +17,8 @@
 
 mod command;
 mod devices;
+#[cfg(feature = "oracle")]
+mod oracle;
 mod queue;
 pub(super) mod registers;
 mod setup;

@@ -62,6 +62,12 @@ pub struct ShadowQueue {
 }
 
 impl ShadowQueue {
+    /// Where it is.
+    #[cfg(feature = "oracle")]
+    pub const fn place(&self) -> PhysAddr {
+        self.place
+    }
+
     /// The queue of the ITS at `its`, `size_bytes` at `place`, with GITS_CBASER and GITS_CWRITER = 0 written already. `target` is
     /// RDbase, bits 51:16, of a Redistributor.
     pub const fn new(its: PhysAddr, place: PhysAddr, size_bytes: u64, target: u64) -> Self {

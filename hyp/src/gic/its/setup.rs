@@ -22,7 +22,7 @@ const MAX_EVENT_BITS: u8 = 16;
 /// The most bits of an ICID. A host uses one collection for each CPU.
 const MAX_COLLECTION_BITS: u8 = 10;
 /// Log2 of the size of the queue, and of the least size of a table, in pages of 4 KiB: both are aligned to 64 KiB.
-const ORDER_64K: u8 = 4;
+pub(super) const ORDER_64K: u8 = 4;
 const BYTES_64K: u64 = 1 << 16;
 
 /// Why an ITS cannot be mediated. One sentence when displayed.
