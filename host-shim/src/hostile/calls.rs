@@ -34,6 +34,9 @@ const FAVOURED: [Function; 24] = [
     Function::DomainCreateNested,
 ];
 
+/// How many guests there are mostly.
+const GUESTS: usize = 4;
+
 /// A call of any function, or of one that there is not.
 pub fn any(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
     let how = choices.byte();
@@ -50,9 +53,55 @@ pub fn any(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
             return Action::Call { id, arguments: [choices.word(), choices.word(), choices.half(), 0] };
         }
     };
+    // Few guests, that live long, are more to attack than many that own nothing.
+    let function = match function {
+        Function::GuestCreate if known.guests() >= GUESTS && !choices.seldom(16) => Function::MemDonate,
+        Function::GuestTeardown if known.ending().is_none() && !choices.seldom(16) => Function::MemReclaim,
+        function => function,
+    };
     let arguments =
         TABLE.iter().find(|call| call.function == function).map_or(&[][..], |call| call.arguments);
-    Action::Call { id: function.id(), arguments: registers(choices, known, arguments) }
+    let mut registers = registers(choices, known, arguments);
+    if !choices.seldom(64) {
+        let_it_succeed(choices, known, function, &mut registers);
+    }
+    Action::Call { id: function.id(), arguments: registers }
+}
+
+/// Has a call go on from what earlier ones did, where at random it hardly would.
+fn let_it_succeed(
+    choices: &mut Choices<'_>,
+    known: &Knowledge,
+    function: Function,
+    registers: &mut [u64; 4],
+) {
+    let [x1, x2, x3, x4] = registers;
+    match function {
+        Function::MemReclaim | Function::MemUnshare => {
+            let held =
+                if function == Function::MemReclaim { known.given(choices) } else { known.shared(choices) };
+            if let Some(held) = held {
+                (*x1, *x2, *x3) = (held.start, held.size, held.by);
+            }
+        }
+        Function::DomainMap => {
+            if let Some(held) = known.given(choices)
+                && let Some(domain) = known.domain_of(held.by)
+            {
+                // Also what is given in part.
+                let more = if choices.seldom(16) { known.places().unit } else { 0 };
+                (*x1, *x3, *x4) = (domain, held.start, held.size + more);
+            }
+        }
+        Function::DomainUnmap => {
+            if let Some(held) = known.mapped(choices) {
+                (*x1, *x2, *x3) = (held.by, held.start, held.size);
+            }
+        }
+        Function::PoolTopUp => (*x1, *x2) = known.far(choices),
+        Function::GuestTeardown => *x1 = known.ending().unwrap_or(*x1),
+        _ => {}
+    }
 }
 
 /// Arguments, of which one may be anything at all.

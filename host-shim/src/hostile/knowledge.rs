@@ -61,6 +61,23 @@ impl<T: Copy + PartialEq, const N: usize> Recent<T, N> {
     }
 }
 
+/// Pages that a guest was given, or that are shared with it, or where a domain maps some.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Where they are: a page of RAM, or an address of the domain.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The guest, or the domain.
+    pub by: u64,
+}
+
+impl Held {
+    const fn overlaps(&self, start: u64, size: u64) -> bool {
+        self.start < start.saturating_add(size) && start < self.start.saturating_add(self.size)
+    }
+}
+
 /// An SMMU.
 #[derive(Clone, Copy, Debug, Default)]
 struct Smmu {
@@ -82,6 +99,11 @@ pub struct Knowledge {
     domains: Recent<u64, 12>,
     /// With the SMMU of each.
     vsmmus: Recent<(u64, usize), 8>,
+    /// A guest that is being taken apart: calls for it are refused.
+    ending: Option<u64>,
+    given: Recent<Held, 48>,
+    shared: Recent<Held, 16>,
+    mapped: Recent<Held, 16>,
 }
 
 impl Knowledge {
@@ -110,6 +132,10 @@ impl Knowledge {
             guests: Recent::new(),
             domains: Recent::new(),
             vsmmus: Recent::new(),
+            ending: None,
+            given: Recent::new(),
+            shared: Recent::new(),
+            mapped: Recent::new(),
         }
     }
 
@@ -151,11 +177,11 @@ impl Knowledge {
 
     /// Takes in what came of a call.
     pub fn learn(&mut self, action: &Action, outcome: &Outcome) {
-        let (Action::Call { arguments: [x1, ..], .. }, Outcome::Answered([code, result, ..])) =
-            (action, outcome)
+        let (Action::Call { arguments, .. }, Outcome::Answered([code, result, ..])) = (action, outcome)
         else {
             return;
         };
+        let [x1, x2, x3, x4] = arguments;
         if *code != Status::Success.to_register() {
             return;
         }
@@ -163,7 +189,23 @@ impl Knowledge {
             Some(Function::GuestCreate) => self.guests.given(*result),
             Some(Function::GuestDestroy) => self.guest_is_gone(*x1),
             Some(Function::GuestTeardown) if *result == 0 => self.guest_is_gone(*x1),
+            Some(Function::GuestTeardown) => {
+                self.ending = Some(*x1);
+                // Nothing else of it is of use, but sometimes it is tried.
+                self.guests.taken(|guest| guest == x1);
+            }
             Some(Function::DomainCreate | Function::DomainCreateNested) => self.domains.given(*result),
+            // What is done of a range, which may be less than was asked for.
+            Some(Function::MemDonate) => self.given.given(Held { start: *x1, size: *result, by: *x3 }),
+            Some(Function::MemReclaim) => self.given.taken(|held| held.overlaps(*x1, *result)),
+            Some(Function::MemShare) => self.shared.given(Held { start: *x1, size: *result, by: *x3 }),
+            Some(Function::MemUnshare) => self.shared.taken(|held| held.overlaps(*x1, *result)),
+            Some(Function::DomainMap) => {
+                self.mapped.given(Held { start: *x2, size: (*result).min(*x4), by: *x1 });
+            }
+            Some(Function::DomainUnmap) => {
+                self.mapped.taken(|held| held.by == *x1 && held.overlaps(*x2, *result));
+            }
             Some(Function::DomainDestroy) => self.domains.taken(|domain| domain == x1),
             Some(Function::VsmmuCreate) => self.vsmmus.given((*result, *x1 as usize)),
             Some(Function::VsmmuDestroy) => self.vsmmus.taken(|(vsmmu, _)| vsmmu == x1),
@@ -174,7 +216,11 @@ impl Knowledge {
     /// A guest ended, with all that is its own.
     fn guest_is_gone(&mut self, guest: u64) {
         self.guests.taken(|known| *known == guest);
+        self.ending = self.ending.filter(|ending| *ending != guest);
         self.domains.taken(|domain| domain >> 32 == guest);
+        self.given.taken(|held| held.by == guest);
+        self.shared.taken(|held| held.by == guest);
+        self.mapped.taken(|held| held.by >> 32 == guest);
         self.vsmmus.taken(|(vsmmu, _)| vsmmu >> 32 == guest);
     }
 
@@ -302,6 +348,43 @@ impl Knowledge {
             return (choices.word() & 0x41_ffff_00ff, 0);
         }
         self.vsmmus.pick(choices).unwrap_or_default()
+    }
+
+    /// The guest that is being taken apart.
+    pub(super) const fn ending(&self) -> Option<u64> {
+        self.ending
+    }
+
+    /// How many guests are known that are not being taken apart.
+    pub(super) fn guests(&self) -> usize {
+        self.guests.things.iter().flatten().count()
+    }
+
+    /// What a guest was given.
+    pub(super) fn given(&self, choices: &mut Choices<'_>) -> Option<Held> {
+        self.given.pick(choices)
+    }
+
+    /// What is shared.
+    pub(super) fn shared(&self, choices: &mut Choices<'_>) -> Option<Held> {
+        self.shared.pick(choices)
+    }
+
+    /// What a domain maps.
+    pub(super) fn mapped(&self, choices: &mut Choices<'_>) -> Option<Held> {
+        self.mapped.pick(choices)
+    }
+
+    /// A domain that calls made for a guest.
+    pub(super) fn domain_of(&self, guest: u64) -> Option<u64> {
+        self.domains.things.into_iter().flatten().find(|domain| domain >> 32 == guest)
+    }
+
+    /// A few units, far from those that donations mostly take: what the pool was given it does not give back soon.
+    pub(super) fn far(&self, choices: &mut Choices<'_>) -> (u64, u64) {
+        let Places { scratch, unit } = self.places;
+        let place = SCRATCH_BYTES / 2 + choices.half() * unit % (SCRATCH_BYTES / 2);
+        (scratch + place, (1 + choices.below(4)) * unit)
     }
 
     /// A register value of any kind.

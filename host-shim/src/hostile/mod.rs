@@ -10,6 +10,7 @@
 
 mod action;
 mod calls;
+mod disturb;
 mod driver;
 mod knowledge;
 mod outcome;
@@ -17,6 +18,7 @@ mod places;
 mod step;
 
 pub use action::Action;
+pub use disturb::disturb;
 pub use knowledge::Knowledge;
 pub use outcome::Outcome;
 pub use step::{Choices, STEP_BYTES, Step, steps};

@@ -3,8 +3,8 @@
 #![allow(clippy::result_large_err, reason = "there is no allocator, and an error ends the check")]
 
 use super::machine::Machine;
-use super::{cpu, probe, psci, smp};
-use abi::Statistic;
+use super::{calls, cpu, probe, psci, smp};
+use abi::{Statistic, Status, oracle};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use host_shim::call::Calls;
 use host_shim::checks::{Check, Outcome, Stop};
@@ -49,6 +49,11 @@ pub fn checks() -> impl Iterator<Item = Check<Machine>> {
             expected: "each was a data abort at EL1 with the right address and direction",
             run: injected,
         },
+        Check {
+            name: "the oracle's call",
+            expected: "NOT_SUPPORTED: only an image for fuzzing answers it",
+            run: no_oracle,
+        },
     ]
     .into_iter()
 }
@@ -71,6 +76,16 @@ fn features(_: &Machine) -> Outcome {
         }
     }
     Ok(text!("PSCI {}.{}", version >> 16, version & 0xffff))
+}
+
+fn no_oracle(_: &Machine) -> Outcome {
+    for request in [oracle::request::STEP, oracle::request::ALL, oracle::request::DIGEST] {
+        let [status, rest @ ..] = calls::hvc(oracle::FUNCTION, [request, 0, 0, 0]);
+        if Status::from_register(status) != Some(Status::NotSupported) || rest != [0; 4] {
+            fail!("request {request} answers {status:#x} and {rest:x?}");
+        }
+    }
+    Ok(text!("NOT_SUPPORTED"))
 }
 
 fn states(machine: &Machine) -> Outcome {

@@ -9,6 +9,7 @@ mod cpu;
 mod drive;
 mod entry;
 mod firmware;
+mod fuzz;
 mod hostile;
 mod interrupts;
 mod machine;
@@ -72,6 +73,9 @@ fn run(tree: &Tree, bootargs: &str, device_tree: tree::Run) -> bool {
     machine.describe();
     if words.clone().any(|word| word == "bench") {
         return bench::run(&machine);
+    }
+    if words.clone().any(|word| word == "fuzz") {
+        return fuzz::run(&machine, words);
     }
     if words.clone().any(|word| word == "devices") {
         return drive::run(&machine);

@@ -1,0 +1,280 @@
+//! A hostile host on all CPUs at once: boot argument `fuzz`. Steps come from a seed, or from a ramdisk that has them one after the other.
+//!
+//! The hypervisor must have been built with its oracle, which is asked after every step and, of everything, after every so many.
+
+#![allow(clippy::result_large_err, reason = "there is no allocator, and a finding ends the attack")]
+
+mod measured;
+mod oracle;
+mod tally;
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::console::println;
+use super::machine::Machine;
+use super::{cpu, smp};
+use host_shim::host::{Device, Host};
+use host_shim::hostile::{Action, Knowledge, Outcome, STEP_BYTES, Step, disturb};
+use host_shim::text;
+use host_shim::text::Text;
+use measured::Measured;
+use spin::Mutex;
+use tally::Tally;
+
+/// Steps of a CPU between two looks at everything, unless `every=` says otherwise.
+const EVERY: u64 = 1000;
+/// With one CPU a digest is taken before and after one step of so many, unless `digest=` says otherwise; 0 for none.
+const DIGEST_EVERY: u64 = 32;
+/// Time between two lines about how far it is.
+const REPORT_NS: u64 = 2_000_000_000;
+
+/// What the boot arguments ask for.
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    seed: u64,
+    /// Steps of each CPU at the most.
+    steps: u64,
+    /// Seconds of the machine's time at the most.
+    seconds: u64,
+    every: u64,
+    digest: u64,
+    /// Without changes of ownership.
+    calm: bool,
+}
+
+impl Options {
+    fn of<'a>(words: impl Iterator<Item = &'a str>) -> Self {
+        let mut options = Self {
+            seed: 1,
+            steps: u64::MAX,
+            seconds: u64::MAX,
+            every: EVERY,
+            digest: DIGEST_EVERY,
+            calm: false,
+        };
+        for word in words {
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            let number = value.parse().ok();
+            match name {
+                "seed" => options.seed = number.unwrap_or(options.seed),
+                "steps" => options.steps = number.unwrap_or(options.steps),
+                "seconds" => options.seconds = number.unwrap_or(options.seconds),
+                "every" => options.every = number.unwrap_or(options.every).max(1),
+                "digest" => options.digest = number.unwrap_or(options.digest),
+                "calm" => options.calm = true,
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+/// Where steps come from.
+#[derive(Clone, Copy)]
+enum Source {
+    Seed(u64),
+    /// A recording: step `n` is that of CPU `n` modulo how many there are.
+    Recording {
+        start: u64,
+        steps: u64,
+    },
+}
+
+impl Source {
+    fn step(self, machine: &Machine, cpu: u64, cpus: u64, n: u64) -> Option<Step> {
+        match self {
+            Self::Seed(seed) => Some(Step::seeded(seed, cpu as u32, n)),
+            Self::Recording { start, steps } => {
+                let place = n.checked_mul(cpus)?.checked_add(cpu).filter(|place| *place < steps)?;
+                let mut bytes = [0; STEP_BYTES];
+                for (word, at) in
+                    bytes.chunks_exact_mut(8).zip((start + place * STEP_BYTES as u64..).step_by(8))
+                {
+                    word.copy_from_slice(&machine.cpu_read_u64(at).ok()?.to_le_bytes());
+                }
+                Some(Step(bytes))
+            }
+        }
+    }
+}
+
+/// An attack that is under way.
+struct Attack<'a> {
+    machine: &'a Machine,
+    options: Options,
+    source: Source,
+    /// CPUs that take steps.
+    attackers: u64,
+    begun_ns: u64,
+    begun_ticks: u64,
+    tally: Tally,
+    /// One CPU at a time uses the devices behind an SMMU.
+    devices: [Mutex<()>; MAX_SMMUS],
+    /// Attackers that go on.
+    running: AtomicU64,
+    found: AtomicBool,
+    digest: AtomicU64,
+}
+
+const MAX_SMMUS: usize = 8;
+
+/// Runs what the boot arguments ask for; whether nothing was found.
+pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool {
+    let options = Options::of(words);
+    let source = match machine.tree().ramdisk {
+        Some(run) => Source::Recording { start: run.start, steps: run.size / STEP_BYTES as u64 },
+        None => Source::Seed(options.seed),
+    };
+    if let Err(finding) = oracle::everything() {
+        println!("FAIL before the first step: {}", finding.as_str());
+        return false;
+    }
+    let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
+    // The last of several changes memory while the others do their steps.
+    let attackers = if cpus > 1 { cpus - 1 } else { 1 };
+    let attack = Attack {
+        machine,
+        options,
+        source,
+        attackers,
+        begun_ns: cpu::now_ns(),
+        begun_ticks: cpu::ticks(),
+        tally: Tally::new(),
+        devices: [const { Mutex::new(()) }; MAX_SMMUS],
+        running: AtomicU64::new(attackers),
+        found: AtomicBool::new(false),
+        digest: AtomicU64::new(0),
+    };
+    match source {
+        Source::Seed(seed) => println!("fuzz: seed {seed}, {attackers} CPUs take steps of {cpus}"),
+        Source::Recording { steps, .. } => {
+            println!("fuzz: a recording of {steps} steps, {attackers} CPUs of {cpus}")
+        }
+    }
+    let started = smp::run(machine.other_cpus(), &|index| attack.on_cpu(index as u64));
+    if let Err(error) = started {
+        println!("FAIL not all CPUs could be started: {error:?}");
+        return false;
+    }
+    attack.summary()
+}
+
+impl Attack<'_> {
+    fn on_cpu(&self, cpu: u64) {
+        if cpu < self.attackers {
+            self.attack(cpu);
+            self.running.fetch_sub(1, Ordering::Release);
+        } else {
+            self.disturb(cpu);
+        }
+    }
+
+    /// Changes memory until the others are done.
+    fn disturb(&self, cpu: u64) {
+        let known = Knowledge::of(self.machine);
+        let mut n = 0;
+        while self.running.load(Ordering::Acquire) != 0 {
+            // What is not the host's at the moment is left alone.
+            let _ = disturb(self.machine, &known, &Step::seeded(self.options.seed, cpu as u32, n));
+            n += 1;
+        }
+    }
+
+    /// Takes steps until something is found, or there are no more.
+    fn attack(&self, cpu: u64) {
+        let mut known = Knowledge::of(self.machine);
+        let mut digest = 0;
+        let mut reported_ns = self.begun_ns;
+        for n in 0..self.options.steps {
+            let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
+            let action = Action::of(&step, &known);
+            if !(self.options.calm && action.changes_owners()) {
+                let outcome = match self.step(cpu, n, &known, &action) {
+                    Ok(outcome) => outcome,
+                    Err(finding) => {
+                        self.report(cpu, n, &action, &finding);
+                        break;
+                    }
+                };
+                known.learn(&action, &outcome);
+                digest = outcome.digest(digest);
+                self.tally.count(cpu, &action, &outcome);
+            }
+            self.tally.at(cpu, n + 1);
+            if self.found.load(Ordering::Relaxed) {
+                break;
+            }
+            // Reading the time costs as much as a short call.
+            if n % 64 == 63 {
+                let now = cpu::now_ns();
+                if now - self.begun_ns > self.options.seconds.saturating_mul(1_000_000_000) {
+                    break;
+                }
+                if cpu == 0 && now - reported_ns > REPORT_NS {
+                    reported_ns = now;
+                    self.tally.progress(self.attackers, now - self.begun_ns);
+                }
+            }
+        }
+        self.digest.fetch_add(digest, Ordering::AcqRel);
+    }
+
+    /// Does one action and asks everybody about it.
+    fn step(&self, cpu: u64, n: u64, known: &Knowledge, action: &Action) -> Result<Outcome, Text> {
+        let device = match action {
+            Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.devices.get(*smmu),
+            _ => None,
+        };
+        let guard = device.map(Mutex::lock);
+        let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest) == Some(0);
+        let before = if takes_digest { oracle::digest() } else { None };
+        let measured = Measured::new(self.machine);
+        let begin = cpu::ticks();
+        let outcome = known.perform(&measured, action);
+        self.tally.took(cpu, cpu::ticks() - begin);
+        drop(guard);
+        if let Some(finding) = outcome.judge(action, known) {
+            return Err(finding);
+        }
+        measured.judge()?;
+        if let (Some(before), Outcome::Answered([code, ..])) = (before, outcome)
+            && oracle::changes_nothing(code)
+            && oracle::digest() != Some(before)
+        {
+            let (function, status) = (action.function(), abi::Status::from_register(code));
+            return Err(text!("{function:?} answers {status:?}, and has changed something"));
+        }
+        let (address, smmu, stream) = oracle::concerns(action, n);
+        let stream = stream.or_else(|| self.machine.stream(smmu, Device::Immediate)).unwrap_or(0);
+        oracle::step(address, smmu, stream)?;
+        if n % self.options.every == self.options.every - 1 && cpu == 0 {
+            oracle::everything()?;
+        }
+        Ok(outcome)
+    }
+
+    fn report(&self, cpu: u64, n: u64, action: &Action, finding: &Text) {
+        // The first says it; the others of the same moment are mostly of the same cause.
+        if !self.found.swap(true, Ordering::AcqRel) {
+            self.tally.progress(self.attackers, cpu::now_ns() - self.begun_ns);
+            println!("FAIL fuzz: CPU {cpu}, step {n}: {}", finding.as_str());
+            println!("fuzz: the step was {action:x?}");
+        }
+    }
+
+    /// The last look at everything, and what was done; whether nothing was found.
+    fn summary(&self) -> bool {
+        let (ns, ticks) = (cpu::now_ns() - self.begun_ns, cpu::ticks() - self.begun_ticks);
+        let mut found = self.found.load(Ordering::Acquire);
+        if !found && let Err(finding) = oracle::everything() {
+            found = true;
+            println!("FAIL fuzz: at the end: {}", finding.as_str());
+        }
+        self.tally.summary(self.attackers, ns, self.machine.tick_unit());
+        println!("fuzz: digest {:016x}", self.digest.load(Ordering::Acquire));
+        println!("measure: fuzz-ticks {ticks} {}", self.machine.tick_unit());
+        measured::summary();
+        println!("{} passed, {} failed", u8::from(!found), u8::from(found));
+        !found
+    }
+}

@@ -1,0 +1,70 @@
+//! Questions to the hypervisor's own oracle.
+
+use abi::oracle::{FUNCTION, Wrong, request};
+use abi::{Kind, Status, TABLE};
+use host_shim::host::Transfer;
+use host_shim::hostile::Action;
+use host_shim::text;
+use host_shim::text::Text;
+
+use crate::image::calls::hvc;
+
+fn ask(arguments: [u64; 3]) -> Result<u64, Text> {
+    let [what, address, stream] = arguments;
+    let [code, x1, x2, x3, _] = hvc(FUNCTION, [what, address, stream, 0]);
+    if code == Status::Success.to_register() {
+        return Ok(x1);
+    }
+    Err(match Wrong::from_register(code) {
+        Some(wrong) => text!("oracle: {}: {x1:#x}, {x2:#x}, {x3:#x}", wrong.doc()),
+        None => text!("oracle: it answers {}: the hypervisor was built without it", code.cast_signed()),
+    })
+}
+
+/// Checks everything.
+pub fn everything() -> Result<(), Text> {
+    ask([request::ALL, 0, 0]).map(drop)
+}
+
+/// Checks what a step was about.
+pub fn step(address: u64, smmu: usize, stream: u32) -> Result<(), Text> {
+    ask([request::STEP, address, (smmu as u64) << 32 | u64::from(stream)]).map(drop)
+}
+
+/// A digest of everything.
+pub fn digest() -> Option<u64> {
+    ask([request::DIGEST, 0, 0]).ok()
+}
+
+/// Whether a call with this answer says that it has changed nothing.
+pub fn changes_nothing(code: u64) -> bool {
+    !matches!(Status::from_register(code), None | Some(Status::Success | Status::Hardware))
+}
+
+/// The address, the SMMU and the stream that an action is about.
+pub fn concerns(action: &Action, n: u64) -> (u64, usize, Option<u32>) {
+    match *action {
+        Action::Call { arguments, .. } => {
+            let kinds = TABLE.iter().find(|call| Some(call.function) == action.function());
+            let (mut address, mut smmu, mut stream) = (0, 0, None);
+            for (argument, value) in kinds.iter().flat_map(|call| call.arguments).zip(arguments) {
+                match argument.kind {
+                    Kind::Page | Kind::Commands => address = value,
+                    // The last page of a range, every other time.
+                    Kind::Size if n % 2 == 1 => address = address.wrapping_add(value.wrapping_sub(8)),
+                    Kind::Smmu => smmu = value as usize,
+                    Kind::Stream => stream = u32::try_from(value).ok(),
+                    _ => {}
+                }
+            }
+            (address, smmu, stream)
+        }
+        Action::Load { address, .. } | Action::Store { address, .. } => (address, 0, None),
+        Action::Driver(driver) => (0, driver.smmu, None),
+        Action::Write { smmu, address, .. } => (address, smmu, None),
+        Action::Start { smmu, transfer: Transfer::FromMemory(address) | Transfer::ToMemory(address) } => {
+            (address, smmu, None)
+        }
+        Action::Invalidate { .. } | Action::Stage1(_) => (0, 0, None),
+    }
+}
