@@ -71,6 +71,11 @@ impl Console {
         &self.measures
     }
 
+    /// All lines.
+    pub fn lines(&self) -> impl Iterator<Item = &str> + Clone {
+        self.lines.iter().map(String::as_str)
+    }
+
     /// The last `count` lines.
     pub fn tail(&self, count: usize) -> &[String] {
         &self.lines[self.lines.len().saturating_sub(count)..]

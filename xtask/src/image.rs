@@ -83,7 +83,7 @@ impl Image {
 /// They do not compile, or what was linked is not an arm64 `Image`.
 pub fn build(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Images> {
     let hypervisor = hypervisor(workspace, standard_library)?;
-    let host = build_one(workspace, standard_library, "host-shim")?;
+    let host = build_one(workspace, standard_library, "host-shim", None)?;
     Ok(Images { hypervisor, host })
 }
 
@@ -93,7 +93,19 @@ pub fn build(workspace: &Workspace, standard_library: StandardLibrary) -> Result
 ///
 /// As [`build`].
 pub fn hypervisor(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Image> {
-    build_one(workspace, standard_library, "hyp")
+    build_one(workspace, standard_library, "hyp", None)
+}
+
+/// Builds both, the hypervisor with the oracle that fuzzing asks, in a target directory of its own: the release image is not touched.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn build_with_oracle(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Images> {
+    let apart = Workspace::at(workspace.root().to_owned(), workspace.target().join("oracle"));
+    let hypervisor = build_one(&apart, standard_library, "hyp", Some("oracle"))?;
+    let host = build_one(workspace, standard_library, "host-shim", None)?;
+    Ok(Images { hypervisor, host })
 }
 
 /// Prints what was built and how large it is.
@@ -110,9 +122,15 @@ pub fn report(images: &Images) {
     }
 }
 
-fn build_one(workspace: &Workspace, standard_library: StandardLibrary, name: &'static str) -> Result<Image> {
+fn build_one(
+    workspace: &Workspace,
+    standard_library: StandardLibrary,
+    name: &'static str,
+    feature: Option<&str>,
+) -> Result<Image> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--quiet", "--release", "--package", name, "--bin", name]);
+    cargo.args(feature.iter().flat_map(|feature| ["--features", feature]));
     standard_library.apply(&mut cargo);
     let status = cargo.status().context("cargo cannot be started")?;
     if !status.success() {

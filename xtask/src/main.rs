@@ -41,10 +41,10 @@ enum Command {
     Gdb(commands::gdb::Arguments),
     /// Runs once with QEMU's trace of its SMMUs, and shows commands, faults and translations as text
     Trace(commands::trace::Arguments),
+    /// Attacks with what machines make up, the library or the machine; the exit status says whether nothing was found
+    Fuzz(commands::fuzz::Arguments),
     /// Counts instructions and compares them with the limits; the exit status says whether all are kept
     Bench(commands::bench::Arguments),
-    /// Attacks the library with inputs that machines make up; the exit status says whether nothing was found
-    Fuzz(commands::fuzz::Arguments),
     /// Counts the lines of the library that tests and the inputs of fuzzers run; the exit status says whether they are enough
     Coverage(commands::coverage::Arguments),
     /// Builds with one deliberate fault at a time; the exit status says whether the tests caught every one
@@ -66,8 +66,8 @@ fn main() -> ExitCode {
         Command::Test(arguments) => commands::test::run(&arguments),
         Command::Gdb(arguments) => commands::gdb::run(&arguments),
         Command::Trace(arguments) => commands::trace::run(&arguments),
-        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Fuzz(arguments) => commands::fuzz::run(&arguments),
+        Command::Bench(arguments) => commands::bench::run(&arguments),
         Command::Coverage(arguments) => commands::coverage::run(&arguments),
         Command::Mutate(arguments) => commands::mutate::run(&arguments),
         Command::Hypercalls(arguments) => commands::hypercalls::run(&arguments),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 
+use super::fuzz;
 use super::run::{Host, Machine, prepare};
 use crate::emulator::{self, Entry, Record, Run};
 use crate::linux::Again;
@@ -76,6 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     }
     if !arguments.no_qemu {
         in_qemu(&workspace, &mut tally)?;
+        fuzz(&workspace, &mut tally)?;
         linux(&workspace, &mut tally)?;
     }
     println!("\nall tests took {} seconds", started.elapsed().as_secs());
@@ -159,6 +161,23 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         let record = emulator::run(&run, &qemu, &images.software())?;
         count(&record, tally);
     }
+    Ok(())
+}
+
+/// Minutes that a hostile host attacks.
+const FUZZ_MINUTES: u64 = 2;
+
+/// A hostile host, with the oracle in the hypervisor: what was found once, whether a seed does the same twice, and two minutes with a new one.
+fn fuzz(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    let target = fuzz::in_qemu::Target::prepare(workspace)?;
+    println!("QEMU, recordings of tests/regressions");
+    let (passed, failed) = fuzz::replay_all(workspace, &target)?;
+    tally.add(passed, failed);
+    println!("QEMU, the same seed twice, with instructions counted");
+    let same = fuzz::in_qemu::is_repeatable(&target)?;
+    tally.add(same.into(), (!same).into());
+    println!("QEMU, {FUZZ_MINUTES} minutes of random steps");
+    count(&fuzz::in_qemu::test(&target, FUZZ_MINUTES)?, tally);
     Ok(())
 }
 

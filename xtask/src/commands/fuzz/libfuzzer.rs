@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
 
 use super::corpus::{self, Corpus};
 use crate::progress;
@@ -23,14 +22,12 @@ const LONGEST: u32 = 16 << 10;
 const LONGEST_KEPT: u32 = 1536;
 
 /// How long, and with how much.
-#[derive(Args, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// Minutes for each target
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    minutes: u64,
-    /// Processes for each target
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    jobs: u32,
+    /// Minutes for each target.
+    pub minutes: u64,
+    /// Processes for each target.
+    pub jobs: u32,
 }
 
 /// What libFuzzer last said of itself.

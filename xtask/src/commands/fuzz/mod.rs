@@ -1,12 +1,19 @@
 //! `cargo xtask fuzz`: attacks that machines make up.
 
 mod corpus;
+pub mod in_qemu;
 mod libfuzzer;
+mod recording;
+mod regressions;
+mod shrink;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use super::coverage;
+use libfuzzer::Effort;
+
+pub use regressions::replay_all;
 
 /// Options of `fuzz`.
 #[derive(Args, Debug)]
@@ -15,9 +22,19 @@ pub struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
     /// The target; all of them, one after the other, if none is named
+    #[arg(conflicts_with = "in_qemu")]
     target: Option<String>,
+    /// Minutes, for each target
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1440))]
+    minutes: u64,
+    /// Processes for each target
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "in_qemu")]
+    jobs: u32,
+    /// In the machine: a hostile host on all CPUs, devices that do DMA, and the hypervisor's own oracle
+    #[arg(long)]
+    in_qemu: bool,
     #[command(flatten)]
-    effort: libfuzzer::Effort,
+    machine: in_qemu::Options,
 }
 
 /// What else can be done with the targets.
@@ -32,14 +49,16 @@ enum Action {
     Coverage,
 }
 
-/// Attacks the targets; whether nothing was found.
+/// Attacks; whether nothing was found.
 ///
 /// # Errors
 ///
-/// Set-up or build failed, or there is no such target.
+/// Set-up, build or QEMU failed, or there is no such target.
 pub fn run(arguments: &Arguments) -> Result<bool> {
+    let &Arguments { minutes, jobs, .. } = arguments;
     match &arguments.action {
-        None => libfuzzer::attack(arguments.target.as_deref(), &arguments.effort),
+        None if arguments.in_qemu => in_qemu::run(&arguments.machine, minutes),
+        None => libfuzzer::attack(arguments.target.as_deref(), &Effort { minutes, jobs }),
         Some(Action::Minimise { target }) => libfuzzer::minimise(target.as_deref()),
         Some(Action::Coverage) => coverage::of_corpora(),
     }

@@ -1,0 +1,410 @@
+//! `cargo xtask fuzz --in-qemu`: random steps in the machine, and what to do with a run that dies.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::recording::{Recording, Shape};
+use super::shrink::shrink;
+use crate::console::Console;
+use crate::emulator::{self, Entry, Outcome, Record, Run};
+use crate::image::{self, Images, write_if_changed};
+use crate::machine;
+use crate::payload::Blob;
+use crate::setup::{self, Qemu};
+use crate::workspace::Workspace;
+
+/// Time that a machine has besides its steps: to boot, and to end.
+const BESIDES: Duration = Duration::from_secs(60);
+/// Recordings that are replayed at the most to make one shorter.
+const TRIES: usize = 250;
+/// Steps that one CPU tries to find the same by, where no replay does.
+const STEPS_ALONE: u64 = 20_000;
+/// A replay looks at everything as often as this, or after every step.
+const LOOKS: usize = 8;
+/// Of a replay that is not longer than this, a digest is taken before and after every step.
+const DIGESTS: usize = 300;
+
+/// Options of `fuzz --in-qemu`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Steps follow from it; a new one each time unless given
+    #[arg(long, requires = "in_qemu", value_name = "N")]
+    seed: Option<u64>,
+    /// Number of CPUs, 1 to 8; the last of several changes memory while the others call
+    #[arg(long, requires = "in_qemu", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    cpus: u8,
+    /// Number of SMMUs, 1 to 8
+    #[arg(long, requires = "in_qemu", default_value_t = 3, value_name = "N")]
+    smmus: u8,
+    /// Count instructions: with one CPU the same seed does the same, to the instruction
+    #[arg(long, requires = "in_qemu")]
+    icount: bool,
+    /// Steps of each CPU at the most
+    #[arg(long, requires = "in_qemu", value_name = "N")]
+    steps: Option<u64>,
+    /// Without calls that change who owns memory
+    #[arg(long, requires = "in_qemu")]
+    calm: bool,
+    /// The steps of this file instead of those of a seed
+    #[arg(long, requires = "in_qemu", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus"])]
+    replay: Option<PathBuf>,
+}
+
+/// What runs, and where.
+pub struct Target {
+    workspace: Workspace,
+    qemu: Qemu,
+    images: Images,
+}
+
+/// What the host program says of an error that was none.
+const CHANGED: &str = "has changed something";
+
+/// One run of the host program.
+struct Attempt<'a> {
+    /// For its log.
+    name: &'a str,
+    shape: Shape,
+    icount: bool,
+    /// Besides `fuzz`.
+    bootargs: String,
+    /// Steps instead of those of a seed.
+    recording: Option<&'a Recording>,
+    timeout: Duration,
+    show: bool,
+}
+
+/// How a run died: two with the same are taken for one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death(String);
+
+impl Target {
+    /// Builds the hypervisor with its oracle, apart from the release image.
+    ///
+    /// # Errors
+    ///
+    /// Set-up or build failed.
+    pub fn prepare(workspace: &Workspace) -> Result<Self> {
+        let tools = setup::run(false)?;
+        let images = image::build_with_oracle(workspace, tools.standard_library)?;
+        Ok(Self { workspace: workspace.clone(), qemu: tools.qemu, images })
+    }
+
+    /// Runs the host program's attack.
+    ///
+    /// # Errors
+    ///
+    /// QEMU cannot be started, or a file cannot be written.
+    fn run(&self, attempt: &Attempt<'_>) -> Result<Record> {
+        let mut software = self.images.software();
+        if let Some(recording) = attempt.recording {
+            let path = self.workspace.images()?.join(format!("{}.steps", attempt.name));
+            let bytes = recording.bytes();
+            write_if_changed(&path, &bytes)?;
+            software.host.ramdisk = Some(Blob { path, bytes: bytes.len() as u64 });
+        }
+        let shape = attempt.shape;
+        let counts = if attempt.icount { " icount" } else { "" };
+        let run = Run {
+            name: attempt.name,
+            shape: machine::Shape::new(shape.smmus, shape.cpus, "1G".parse()?)?,
+            entry: Entry::Image,
+            bootargs: format!("fuzz {}{counts}", attempt.bootargs),
+            extra: if attempt.icount { emulator::count_instructions() } else { Vec::new() },
+            timeout: attempt.timeout,
+            show: attempt.show,
+            logs: self.workspace.logs()?,
+        };
+        emulator::run(&run, &self.qemu, &software)
+    }
+
+    /// Replays a recording, and looks at everything [`LOOKS`] times; whether errors change something is looked at unless another `death` is known.
+    fn run_recording(
+        &self,
+        name: &str,
+        recording: &Recording,
+        icount: bool,
+        death: Option<&Death>,
+        show: bool,
+    ) -> Result<(Record, Duration)> {
+        let steps = recording.steps.len();
+        let timeout = BESIDES + Duration::from_millis(steps as u64 * 4);
+        let digest = match death {
+            Some(Death(text)) if !text.contains(CHANGED) => 0,
+            _ if steps <= DIGESTS => 1,
+            _ => 32,
+        };
+        let record = self.run(&Attempt {
+            name,
+            shape: recording.shape,
+            icount,
+            bootargs: format!("every={} digest={digest}", (steps / LOOKS).max(1)),
+            recording: Some(recording),
+            timeout,
+            show,
+        })?;
+        Ok((record, timeout))
+    }
+
+    /// Replays a recording; how it died, if it did.
+    ///
+    /// # Errors
+    ///
+    /// As [`Target::run`].
+    pub fn replay(&self, name: &str, recording: &Recording, icount: bool) -> Result<Option<Death>> {
+        Ok(Death::of(&self.run_recording(name, recording, icount, None, false)?.0))
+    }
+
+    /// Whether a recording dies of this.
+    fn dies(&self, name: &str, recording: &Recording, icount: bool, death: &Death) -> Result<bool> {
+        let (record, _) = self.run_recording(name, recording, icount, Some(death), false)?;
+        Ok(Death::of(&record).as_ref() == Some(death))
+    }
+}
+
+impl Death {
+    /// How a run died; `None` of one that did not.
+    pub fn of(record: &Record) -> Option<Self> {
+        if record.passed() {
+            return None;
+        }
+        let said = cause(&record.console).map(without_numbers);
+        Some(Self(match record.outcome {
+            Outcome::Hung => "hang".to_owned(),
+            Outcome::Said { .. } | Outcome::Silent => said.unwrap_or_else(|| "silent end".to_owned()),
+        }))
+    }
+
+    /// As a part of a file's name.
+    fn slug(&self) -> String {
+        let words = self.0.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+        words.take(8).collect::<Vec<_>>().join("-").to_lowercase()
+    }
+}
+
+/// What a run says that it died of.
+fn cause(console: &Console) -> Option<&str> {
+    let of_hypervisor = |line: &&str| line.starts_with("hyp: panic") || line.starts_with("hyp: unexpected");
+    let mut lines = console.lines();
+    // When it was found is another time each time.
+    let mut found =
+        lines.clone().filter_map(|line| Some(line.strip_prefix("FAIL fuzz: ")?.split_once(": ")?.1));
+    lines.find(of_hypervisor).or_else(|| found.next())
+}
+
+/// A text without its numbers, by which causes are compared.
+fn without_numbers(text: &str) -> String {
+    let words = text.split_whitespace().filter(|word| !word.contains(|c: char| c.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// A seed that nobody has had: the time.
+pub fn new_seed() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_nanos() as u64 >> 10)
+}
+
+/// Runs for so many minutes of the machine's clock; whether nothing was found. What was is replayed, made shorter and stored.
+///
+/// # Errors
+///
+/// Set-up, build or QEMU failed, or the recording cannot be read.
+pub fn run(options: &Options, minutes: u64) -> Result<bool> {
+    let target = Target::prepare(&Workspace::current())?;
+    if let Some(path) = &options.replay {
+        let recording = Recording::read(path)?;
+        println!("replay of {} steps, {:?}", recording.steps.len(), recording.shape);
+        let (record, timeout) = target.run_recording("fuzz", &recording, options.icount, None, true)?;
+        println!("{}", record.sentence(timeout));
+        return Ok(record.passed());
+    }
+    let shape = Shape { smmus: options.smmus, cpus: options.cpus };
+    let seed = options.seed.unwrap_or_else(new_seed);
+    Ok(attack(&target, shape, seed, options, minutes)?.passed())
+}
+
+/// Attacks by the steps of a seed. What is found is replayed, made shorter and stored.
+///
+/// # Errors
+///
+/// As [`Target::run`].
+fn attack(target: &Target, shape: Shape, seed: u64, options: &Options, minutes: u64) -> Result<Record> {
+    let icount = if options.icount { " --icount" } else { "" };
+    println!(
+        "seed {seed}: again with `cargo xtask fuzz --in-qemu --seed {seed} --cpus {} --smmus {}{icount}`",
+        shape.cpus, shape.smmus
+    );
+    let steps = options.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
+    let calm = if options.calm { " calm" } else { "" };
+    let bootargs = format!("seed={seed} seconds={}{steps}{calm}", minutes * 60);
+    // An instruction that is counted is a nanosecond of the machine's clock, and takes several of ours.
+    let timeout = Duration::from_secs(minutes * 60) * if options.icount { 20 } else { 1 } + BESIDES;
+    let attempt = Attempt {
+        name: "fuzz",
+        shape,
+        icount: options.icount,
+        bootargs,
+        recording: None,
+        timeout,
+        show: true,
+    };
+    let record = target.run(&attempt)?;
+    println!("{} ({:.1} seconds)", record.sentence(timeout), record.elapsed.as_secs_f64());
+    if let Some(death) = Death::of(&record) {
+        store(target, shape, seed, options.icount, &record, &death)?;
+    }
+    Ok(record)
+}
+
+/// The recording of a run that died, as short as it can be made, in `tests/regressions`.
+fn store(
+    target: &Target,
+    shape: Shape,
+    seed: u64,
+    icount: bool,
+    record: &Record,
+    death: &Death,
+) -> Result<()> {
+    println!("died of: {}", death.0);
+    let done = most_steps(&record.console).unwrap_or(0);
+    // A CPU that hangs says nothing more of how far it came.
+    let count = done + if record.outcome == Outcome::Hung { done / 2 + 1000 } else { 1 };
+    let whole = Recording::of_seed(shape, seed, count);
+    let Some((recording, icount)) = again(target, &whole, seed, icount, death)? else {
+        println!(
+            "no replay dies of the same: it depends on what CPUs did at the same time. The seed may find it again."
+        );
+        return Ok(());
+    };
+    println!("a replay of {} steps on {} CPUs dies of the same", recording.steps.len(), recording.shape.cpus);
+    let mut tries = 0;
+    let steps = shrink(&recording.steps, TRIES, |steps| {
+        tries += 1;
+        let shorter = Recording { shape: recording.shape, steps: steps.to_vec() };
+        let dies = target.dies("fuzz-shrink", &shorter, icount, death)?;
+        if dies {
+            println!("{} steps are enough ({tries} tries)", steps.len());
+        }
+        Ok::<_, anyhow::Error>(dies)
+    })?;
+    let shortest = Recording { shape: recording.shape, steps };
+    let directory = target.workspace.root().join("tests").join("regressions");
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let path = directory.join(format!("{}{}", death.slug(), shortest.shape));
+    std::fs::write(&path, shortest.bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{} steps are in {}: `cargo xtask test` replays them", shortest.steps.len(), path.display());
+    Ok(())
+}
+
+/// A recording that dies of the same: best on one CPU, where instructions can be counted.
+fn again(
+    target: &Target,
+    whole: &Recording,
+    seed: u64,
+    icount: bool,
+    death: &Death,
+) -> Result<Option<(Recording, bool)>> {
+    let attackers = usize::from(whole.shape.attackers());
+    let alone = Shape { cpus: 1, ..whole.shape };
+    let mut candidates = Vec::new();
+    if attackers == 1 && whole.shape.cpus == 1 {
+        candidates.push((whole.clone(), true));
+    } else {
+        for cpu in 0..attackers {
+            let steps = whole.steps.iter().skip(cpu).step_by(attackers).copied().collect();
+            candidates.push((Recording { shape: alone, steps }, true));
+        }
+        candidates.push((Recording { shape: alone, steps: whole.steps.clone() }, true));
+        candidates.push((whole.clone(), icount));
+        // What CPUs did at the same time does not come back, but one CPU may find the same by other steps.
+        let long = |seed| (Recording::of_seed(alone, seed, STEPS_ALONE), true);
+        candidates.extend((seed..).take(3).map(long));
+    }
+    for (recording, icount) in candidates {
+        if target.dies("fuzz-again", &recording, icount, death)? {
+            return Ok(Some((recording, icount)));
+        }
+    }
+    Ok(None)
+}
+
+/// The most steps that a CPU said that it did.
+fn most_steps(console: &Console) -> Option<u64> {
+    let lines = console.lines().filter_map(|line| line.strip_prefix("fuzz: ")?.split_once(" steps, "));
+    lines.filter_map(|(_, rest)| rest.split_once(" of one of ")?.0.parse().ok()).last()
+}
+
+/// What [`Options`] are in `cargo xtask test`: two minutes on four CPUs with a new seed.
+///
+/// # Errors
+///
+/// As [`Target::run`].
+pub fn test(target: &Target, minutes: u64) -> Result<Record> {
+    let shape = Shape { smmus: 3, cpus: 4 };
+    let options = Options {
+        seed: None,
+        cpus: shape.cpus,
+        smmus: shape.smmus,
+        icount: false,
+        steps: None,
+        calm: false,
+        replay: None,
+    };
+    attack(target, shape, new_seed(), &options, minutes)
+}
+
+/// Whether the same seed does the same twice on one CPU, to the instruction: the digests of all answers, and the instructions.
+///
+/// # Errors
+///
+/// As [`Target::run`], or a run did not say what it did.
+pub fn is_repeatable(target: &Target) -> Result<bool> {
+    let shape = Shape { smmus: 3, cpus: 1 };
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let bootargs = "seed=5 steps=1500".to_owned();
+        let attempt = Attempt {
+            name: "fuzz-icount",
+            shape,
+            icount: true,
+            bootargs,
+            recording: None,
+            timeout: BESIDES * 4,
+            show: false,
+        };
+        let record = target.run(&attempt)?;
+        let digest = record.console.lines().find_map(|line| line.strip_prefix("fuzz: digest "));
+        let digest = digest.context("a run of `fuzz` has no digest")?.to_owned();
+        let ticks = record.console.measures().iter().find(|measure| measure.name == "fuzz-ticks");
+        let ticks = ticks.context("a run of `fuzz` has no number of instructions")?.value;
+        println!("seed 5: digest {digest}, {ticks} instructions");
+        seen.push((digest, ticks, record.passed()));
+    }
+    Ok(seen.windows(2).all(|pair| pair[0] == pair[1]) && seen.iter().all(|(.., passed)| *passed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn console(text: &str) -> Console {
+        let mut console = Console::default();
+        console.feed(text.as_bytes());
+        console
+    }
+
+    #[test]
+    fn the_cause_of_a_death_has_no_numbers() {
+        let text = "fuzz: 12 steps, 7 of one of 3 CPUs, 9 calls/s\nFAIL fuzz: CPU 2, step 77: oracle: a page (page, state): 0x40, 0x5\n";
+        let seen = console(text);
+        assert_eq!(cause(&seen).map(without_numbers).unwrap(), "oracle: a page (page, state):");
+        let seen_at_the_end = console("FAIL fuzz: at the end: oracle: a page (page, state): 0x77, 0x9\n");
+        assert_eq!(cause(&seen_at_the_end).map(without_numbers), cause(&seen).map(without_numbers));
+        assert_eq!(most_steps(&seen), Some(7));
+        let seen = console("FAIL fuzz: x\nhyp: panic on CPU 0x0: index out of bounds\n");
+        assert_eq!(cause(&seen).map(without_numbers).unwrap(), "hyp: panic on CPU index out of bounds");
+        assert_eq!(Death("oracle: a page's state (page)".into()).slug(), "oracle-a-page-s-state-page");
+    }
+}
