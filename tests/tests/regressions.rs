@@ -1,0 +1,45 @@
+//! Recordings of attacks that found something once (`tests/regressions`), on the model machine, with both oracles after each step.
+
+use std::path::Path;
+
+use host_shim::hostile::{Action, Knowledge, steps};
+use tests::bench::{Bench, Shape};
+use tests::model::smmu::config::SmmuConfig;
+use tests::oracle;
+
+/// SMMUs of a recording, by the end of its name: `-s3-c1.steps`.
+fn smmus(name: &str) -> usize {
+    let number = name.rsplit_once("-s").and_then(|(_, rest)| rest.split_once("-c"));
+    number
+        .and_then(|(smmus, _)| smmus.parse().ok())
+        .unwrap_or_else(|| panic!("{name} says no number of SMMUs"))
+}
+
+#[test]
+fn what_was_found_once_is_not_found_again() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions");
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(directory).expect("there are recordings") {
+        let path = entry.expect("the directory can be read").path();
+        let Some(name) =
+            path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".steps"))
+        else {
+            continue;
+        };
+        let bytes = std::fs::read(&path).expect("a recording can be read");
+        let bench = Bench::boot(&Shape::of(smmus(name), SmmuConfig::qemu())).expect("the machine boots");
+        let mut known = Knowledge::of(&bench);
+        for (n, step) in steps(&bytes).enumerate() {
+            let action = Action::of(&step, &known);
+            let outcome = known.perform(&bench, &action);
+            let judged = outcome.judge(&action, &known).map(|finding| finding.as_str().to_owned());
+            let found = judged.or_else(|| oracle::check_state(&bench).err());
+            if let Some(text) = found {
+                panic!("{name}, step {n}, {action:x?}: {text}");
+            }
+            known.learn(&action, &outcome);
+        }
+        replayed += 1;
+    }
+    assert_ne!(replayed, 0, "no recording was found");
+}
