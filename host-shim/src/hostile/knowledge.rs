@@ -99,8 +99,10 @@ pub struct Knowledge {
     domains: Recent<u64, 12>,
     /// With the SMMU of each.
     vsmmus: Recent<(u64, usize), 8>,
-    /// A guest that is being taken apart: calls for it are refused.
-    ending: Option<u64>,
+    /// Guests that are being taken apart: calls for them are refused.
+    ending: Recent<u64, 8>,
+    /// The guest that had to go last, when there were too many.
+    victim: u64,
     given: Recent<Held, 48>,
     shared: Recent<Held, 16>,
     mapped: Recent<Held, 16>,
@@ -132,7 +134,8 @@ impl Knowledge {
             guests: Recent::new(),
             domains: Recent::new(),
             vsmmus: Recent::new(),
-            ending: None,
+            ending: Recent::new(),
+            victim: 0,
             given: Recent::new(),
             shared: Recent::new(),
             mapped: Recent::new(),
@@ -144,9 +147,11 @@ impl Knowledge {
         match *action {
             Action::Call { id, arguments } => Outcome::Answered(host.call_raw(id, arguments)),
             Action::Invalidate { vsmmu, commands } => {
-                let at = self.places.commands();
+                // Where no page is the host's any more, the call is the hypervisor's to refuse.
+                let mut pages = self.places.command_pages();
+                let at = pages.find(|at| host.cpu_store(*at, 8, 0).is_ok());
+                let at = at.unwrap_or(self.places.commands());
                 for (word, address) in commands.as_flattened().iter().zip((at..).step_by(8)) {
-                    // Where the page is not the host's, the call is the hypervisor's to refuse.
                     let _ = host.cpu_store(address, 8, *word);
                 }
                 let arguments = [vsmmu, at, commands.len() as u64, 0];
@@ -183,17 +188,14 @@ impl Knowledge {
         };
         let [x1, x2, x3, x4] = arguments;
         if *code != Status::Success.to_register() {
+            self.learn_refusal(action.function(), *x1, Status::from_register(*code));
             return;
         }
         match action.function() {
             Some(Function::GuestCreate) => self.guests.given(*result),
             Some(Function::GuestDestroy) => self.guest_is_gone(*x1),
             Some(Function::GuestTeardown) if *result == 0 => self.guest_is_gone(*x1),
-            Some(Function::GuestTeardown) => {
-                self.ending = Some(*x1);
-                // Nothing else of it is of use, but sometimes it is tried.
-                self.guests.taken(|guest| guest == x1);
-            }
+            Some(Function::GuestTeardown) => self.guest_ends(*x1),
             Some(Function::DomainCreate | Function::DomainCreateNested) => self.domains.given(*result),
             // What is done of a range, which may be less than was asked for.
             Some(Function::MemDonate) => self.given.given(Held { start: *x1, size: *result, by: *x3 }),
@@ -213,10 +215,31 @@ impl Knowledge {
         }
     }
 
+    /// Takes in what a refusal says of guests: several CPUs make them and end them, and none knows what the others do.
+    fn learn_refusal(&mut self, function: Option<Function>, x1: u64, status: Option<Status>) {
+        match (function, status) {
+            (Some(Function::GuestTeardown), Some(Status::UnknownGuest)) => self.guest_is_gone(x1),
+            (Some(Function::DomainCreate), Some(Status::Busy)) => self.guest_ends(x1),
+            // There are as many as can be: whichever is next has to go.
+            (Some(Function::GuestCreate), Some(Status::NoSpace)) if self.ending().is_none() => {
+                self.victim = self.victim % u64::from(GuestHandle::MAX) + 1;
+                self.guest_ends(self.victim);
+            }
+            _ => {}
+        }
+    }
+
+    /// A guest is being taken apart. Nothing else of it is of use, but sometimes it is tried.
+    fn guest_ends(&mut self, guest: u64) {
+        self.guests.taken(|known| *known == guest);
+        self.ending.taken(|known| *known == guest);
+        self.ending.given(guest);
+    }
+
     /// A guest ended, with all that is its own.
     fn guest_is_gone(&mut self, guest: u64) {
         self.guests.taken(|known| *known == guest);
-        self.ending = self.ending.filter(|ending| *ending != guest);
+        self.ending.taken(|ending| *ending == guest);
         self.domains.taken(|domain| domain >> 32 == guest);
         self.given.taken(|held| held.by == guest);
         self.shared.taken(|held| held.by == guest);
@@ -351,8 +374,8 @@ impl Knowledge {
     }
 
     /// The guest that is being taken apart.
-    pub(super) const fn ending(&self) -> Option<u64> {
-        self.ending
+    pub(super) fn ending(&self) -> Option<u64> {
+        self.ending.things.first().copied().flatten()
     }
 
     /// How many guests are known that are not being taken apart.

@@ -59,6 +59,12 @@ impl Places {
         self.unit(COMMANDS)
     }
 
+    /// Pages for such commands: another one when the first is not the host's.
+    pub fn command_pages(&self) -> impl Iterator<Item = u64> + use<> {
+        let places = *self;
+        (COMMANDS..DRIVERS).map(move |unit| places.unit(unit))
+    }
+
     /// The words of stage 1 with this ASID, by their addresses (IHI 0070, 5.4; DDI 0487, D8.3): context descriptor 0, the entry of the first table,
     /// and those of the last one.
     pub fn stage1(&self, asid: u64) -> [(u64, u64); 8] {
