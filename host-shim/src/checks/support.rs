@@ -259,7 +259,7 @@ pub fn owned<H: Host>(host: &H, page: u64, expected: Ownership) -> Result<(), St
 /// It does what it can: a refusal is passed over, since the check has failed already.
 pub fn restore<H: Host>(host: &H) {
     host.settle();
-    for guest in (1..=u64::from(GuestHandle::MAX)).filter_map(GuestHandle::from_register) {
+    for guest in GuestHandle::all() {
         let _ = teardown(host, guest);
     }
     for smmu in 0..host.smmus() {

@@ -3,7 +3,7 @@
 use super::action::Action;
 use super::knowledge::Knowledge;
 use super::step::Choices;
-use abi::{Argument, Function, Kind, TABLE};
+use abi::{Argument, Call, Function, Kind, TABLE};
 use smmuv3::command::opcode;
 
 /// Calls that make more of the others possible: half of all calls are of these.
@@ -59,8 +59,7 @@ pub fn any(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
         Function::GuestTeardown if known.ending().is_none() && !choices.seldom(16) => Function::MemReclaim,
         function => function,
     };
-    let arguments =
-        TABLE.iter().find(|call| call.function == function).map_or(&[][..], |call| call.arguments);
+    let arguments = Call::of(function).map_or(&[][..], |call| call.arguments);
     let mut registers = registers(choices, known, arguments);
     if !choices.seldom(64) {
         let_it_succeed(choices, known, function, &mut registers);

@@ -5,7 +5,7 @@ use super::knowledge::Knowledge;
 use crate::host::{Abort, Dma};
 use crate::text;
 use crate::text::Text;
-use abi::{Function, Status, TABLE};
+use abi::{Call, Function, Status};
 
 /// What came of an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ fn judge_call(id: u32, arguments: &[u64; 4], answer: &[u64; 5]) -> Option<Text> 
     let Some(status) = Status::from_register(code) else {
         return Some(text!("{id:#x} {arguments:x?} answers {code:#x}, which is no status"));
     };
-    let documented = match TABLE.iter().find(|call| Some(call.function) == function) {
+    let documented = match function.and_then(Call::of) {
         None => status == Status::NotSupported,
         Some(call) => status == Status::Success || call.errors.contains(&status),
     };

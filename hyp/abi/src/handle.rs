@@ -8,6 +8,11 @@ impl GuestHandle {
     /// The largest handle, and the number of guests that can exist at once.
     pub const MAX: u8 = 64;
 
+    /// Every handle that a guest can have, in order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (1..=Self::MAX).map(Self)
+    }
+
     /// The handle in a register; `None` if no guest can ever have it. It does not say that the guest exists.
     pub fn from_register(value: u64) -> Option<Self> {
         match u8::try_from(value) {

@@ -49,13 +49,6 @@ documented! {
     }
 }
 
-impl Wrong {
-    /// What a register value stands for; `None` of 0, and of what is not defined.
-    pub fn from_register(value: u64) -> Option<Self> {
-        Self::ALL.iter().copied().find(|wrong| *wrong as u64 == value)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -68,8 +61,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_no_status() {
         for wrong in Wrong::ALL {
-            assert_eq!(Wrong::from_register(*wrong as u64), Some(*wrong));
-            assert_eq!(crate::Status::from_register(*wrong as u64), None);
+            assert_eq!(Wrong::from_register(wrong.to_register()), Some(*wrong));
+            assert_eq!(crate::Status::from_register(wrong.to_register()), None);
         }
         assert_eq!(Wrong::from_register(0), None);
     }

@@ -1,6 +1,6 @@
 //! What a call answers in `X0`.
 
-/// Defines an enum whose values' documentation is also there at run time, for the printed reference.
+/// Defines an enum of register values, whose documentation is also there at run time, for the printed reference.
 macro_rules! documented {
     ($(#[$attribute:meta])* $name:ident: $repr:ty { $($variant:ident = $value:literal, $doc:literal;)* }) => {
         $(#[$attribute])*
@@ -19,6 +19,16 @@ macro_rules! documented {
                 match self {
                     $(Self::$variant => $doc,)*
                 }
+            }
+
+            /// What a register value stands for; `None` if it is not defined.
+            pub fn from_register(value: u64) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.to_register() == value)
+            }
+
+            /// The register value.
+            pub const fn to_register(self) -> u64 {
+                self as $repr as u64
             }
         }
     };
@@ -62,17 +72,5 @@ documented! {
         Nesting = 7, "It cannot translate with two stages at once (IDR0, errata).";
         Ats = 8, "It has no ATS that leaves the device's requests to stage 2, and the boot configuration does not trust the stream.";
         Vsmmu = 9, "The domain is nested on a vSMMU of another SMMU, or the stream is not one of that vSMMU's.";
-    }
-}
-
-impl Status {
-    /// The status that a register value stands for; `None` if the interface does not define it.
-    pub fn from_register(value: u64) -> Option<Self> {
-        Self::ALL.iter().copied().find(|status| status.to_register() == value)
-    }
-
-    /// The value of `X0` for this status.
-    pub const fn to_register(self) -> u64 {
-        (self as i64).cast_unsigned()
     }
 }

@@ -63,6 +63,13 @@ pub struct Call {
     pub errors: &'static [Status],
 }
 
+impl Call {
+    /// The entry of a function: each has one.
+    pub fn of(function: Function) -> Option<&'static Self> {
+        TABLE.iter().find(|call| call.function == function)
+    }
+}
+
 const fn argument(kind: Kind, name: &'static str, doc: &'static str) -> Argument {
     Argument { kind, name, doc }
 }

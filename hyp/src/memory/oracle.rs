@@ -108,7 +108,7 @@ impl Ownership {
                 }
             }
         }
-        for guest in (1..=GuestHandle::MAX).filter_map(|guest| GuestHandle::from_register(guest.into())) {
+        for guest in GuestHandle::all() {
             let Some(counted) = self.guests.units(guest) else { continue };
             let of = census.guests.get(guest.index() + 1).copied().unwrap_or_default();
             let found = of.owned + of.shared;
@@ -205,7 +205,7 @@ impl Ownership {
         let of_host =
             self.check_table(look, &self.io, self.io_order, Reach::HostDevices, census.hosts, runs)?;
         let mut of_guests = 0;
-        for guest in (1..=GuestHandle::MAX).filter_map(|guest| GuestHandle::from_register(guest.into())) {
+        for guest in GuestHandle::all() {
             let Some(table) = self.guests.table(guest) else { continue };
             let of = census.guests.get(guest.index() + 1).copied().unwrap_or_default();
             let reach = Reach::Guest(guest);
@@ -390,7 +390,7 @@ impl Ownership {
         if let Some(state) = state.filter(|state| !state.is_defined()) {
             return Err(Finding::new(Wrong::PageState, [page.0, state.bits().into(), 0]));
         }
-        let guests = (1..=GuestHandle::MAX).filter_map(|guest| GuestHandle::from_register(guest.into()));
+        let guests = GuestHandle::all();
         let tables = guests.filter_map(|guest| Some((Reach::Guest(guest), *self.guests.table(guest)?)));
         let hosts = [(Reach::Cpus, self.cpu), (Reach::HostDevices, self.io)];
         for (reach, table) in hosts.into_iter().chain(tables) {
@@ -439,7 +439,7 @@ impl Ownership {
         };
         add(&self.cpu);
         add(&self.io);
-        for guest in (1..=GuestHandle::MAX).filter_map(|guest| GuestHandle::from_register(guest.into())) {
+        for guest in GuestHandle::all() {
             self.guests.table(guest).map(&mut add);
         }
         for index in (DomainHandle::FIRST_CREATED..DomainHandle::MAX).map(DomainIndex) {

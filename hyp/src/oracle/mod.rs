@@ -214,7 +214,7 @@ impl<'a, P: Platform> Oracle<'a, P> {
         };
         match checked {
             Ok(digest) => [Status::Success.to_register(), digest, 0, 0, 0],
-            Err(Finding { wrong, words: [x1, x2, x3] }) => [wrong as u64, x1, x2, x3, 0],
+            Err(Finding { wrong, words: [x1, x2, x3] }) => [wrong.to_register(), x1, x2, x3, 0],
         }
     }
 }

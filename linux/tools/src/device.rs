@@ -78,7 +78,7 @@ pub fn explain(refused: Refused) -> String {
         return errno.to_string();
     }
     let Some(status) = refused.status() else { return refused.to_string() };
-    let reason = abi::Reason::ALL.iter().find(|&&reason| reason as u64 == refused.detail);
+    let reason = abi::Reason::from_register(refused.detail);
     match (status, reason) {
         (Status::Incompatible, Some(reason)) => format!("{refused}: {}", reason.doc()),
         _ => format!("{refused}: {}", status.doc()),

@@ -9,7 +9,7 @@ use super::{Check, Outcome, Stop};
 use crate::call::{Calls, Refused};
 use crate::host::{Device, Host};
 use crate::{fail, text};
-use abi::{DomainHandle, Function, GuestHandle, Recipient, Statistic, Status, TABLE};
+use abi::{Call, DomainHandle, Function, GuestHandle, Recipient, Statistic, Status};
 
 pub(super) fn checks<H: Host>() -> [Check<H>; 9] {
     [
@@ -94,8 +94,7 @@ impl<'a, H: Host> Bad<'a, H> {
         arguments: [u64; 4],
         expected: Status,
     ) -> Result<Refused, Stop> {
-        let documented = TABLE.iter().find(|call| call.function == function);
-        if documented.is_none_or(|call| !call.errors.contains(&expected)) {
+        if Call::of(function).is_none_or(|call| !call.errors.contains(&expected)) {
             fail!("{expected:?} is not documented for {function:?}");
         }
         let refusal = match self.host.call(function, arguments) {

@@ -1,7 +1,7 @@
 //! Questions to the hypervisor's own oracle.
 
 use abi::oracle::{FUNCTION, Wrong, request};
-use abi::{Kind, Status, TABLE};
+use abi::{Call, Kind, Status};
 use host_shim::host::Transfer;
 use host_shim::hostile::Action;
 use host_shim::text;
@@ -45,9 +45,9 @@ pub fn changes_nothing(code: u64) -> bool {
 pub fn concerns(action: &Action, n: u64) -> (u64, usize, Option<u32>) {
     match *action {
         Action::Call { arguments, .. } => {
-            let kinds = TABLE.iter().find(|call| Some(call.function) == action.function());
+            let call = action.function().and_then(Call::of);
             let (mut address, mut smmu, mut stream) = (0, 0, None);
-            for (argument, value) in kinds.iter().flat_map(|call| call.arguments).zip(arguments) {
+            for (argument, value) in call.iter().flat_map(|call| call.arguments).zip(arguments) {
                 match argument.kind {
                     Kind::Page | Kind::Commands => address = value,
                     // The last page of a range, every other time.
