@@ -57,13 +57,9 @@ pub fn find_or_fetch(report: bool) -> Result<Cross> {
 }
 
 impl Cross {
-    fn libraries(&self) -> PathBuf {
-        self.prefix.join("usr/lib").join(self.platform.multiarch)
-    }
-
     /// The words before a program's path and arguments.
     fn loader(&self) -> [PathBuf; 3] {
-        [self.prefix.join(self.platform.loader), "--library-path".into(), self.libraries()]
+        self.platform.loader(&self.prefix)
     }
 
     fn program(&self, name: &str) -> PathBuf {

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::debian;
+use super::toolchain::{rustc, rustc_field, rustup};
 use crate::{progress, workspace};
 
 /// The two programs.
@@ -13,8 +14,8 @@ use crate::{progress, workspace};
 pub struct Llvm {
     /// Where they are.
     directory: PathBuf,
-    /// The dynamic loader that starts them and the directory of their libraries, for those of a private prefix.
-    loader: Option<(PathBuf, PathBuf)>,
+    /// What starts those of a private prefix.
+    loader: Option<[PathBuf; 3]>,
 }
 
 impl Llvm {
@@ -23,9 +24,9 @@ impl Llvm {
         let program = self.directory.join(program);
         match &self.loader {
             None => Command::new(program),
-            Some((loader, libraries)) => {
+            Some([loader, arguments @ ..]) => {
                 let mut command = Command::new(loader);
-                command.arg("--library-path").arg(libraries).arg(program);
+                command.args(arguments).arg(program);
                 command
             }
         }
@@ -56,19 +57,13 @@ pub fn find_or_fetch() -> Result<Llvm> {
     let platform = debian::Platform::of_this_machine()?;
     let of_debian = Llvm {
         directory: prefix.join("usr/lib").join(format!("llvm-{major}/bin")),
-        loader: Some((prefix.join(platform.loader), prefix.join("usr/lib").join(platform.multiarch))),
+        loader: Some(platform.loader(&prefix)),
     };
     if prefix.join(debian::STAMP).exists() && of_debian.works() {
         return Ok(of_debian);
     }
     let spinner = progress::spinner("rustup component add llvm-tools");
-    let mut rustup = Command::new("rustup");
-    rustup
-        .args(["component", "add", "llvm-tools"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let added = rustup.status().is_ok_and(|status| status.success());
+    let added = rustup(&["component", "add", "llvm-tools"]).is_ok();
     spinner.finish_and_clear();
     if added && toolchain.works() {
         println!("llvm-cov: from rustup");
@@ -89,22 +84,6 @@ pub fn find_or_fetch() -> Result<Llvm> {
 /// Where rustup puts a toolchain's `llvm-tools`.
 fn of_the_toolchain() -> Result<Llvm> {
     let sysroot = rustc(&["--print", "sysroot"])?;
-    let directory = Path::new(sysroot.trim()).join("lib/rustlib").join(rustc_field("host")?).join("bin");
+    let directory = Path::new(&sysroot).join("lib/rustlib").join(rustc_field("host")?).join("bin");
     Ok(Llvm { directory, loader: None })
-}
-
-/// What `rustc -vV` says of something.
-///
-/// # Errors
-///
-/// It says nothing of it.
-pub fn rustc_field(name: &str) -> Result<String> {
-    let said = rustc(&["-vV"])?;
-    let found = said.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    found.map(str::to_owned).with_context(|| format!("rustc -vV does not say its {name}"))
-}
-
-fn rustc(arguments: &[&str]) -> Result<String> {
-    let output = Command::new("rustc").args(arguments).output().context("rustc cannot be started")?;
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -11,6 +11,7 @@ pub mod linux;
 pub mod llvm;
 pub mod qemu;
 mod rust_target;
+pub mod toolchain;
 
 use anyhow::Result;
 

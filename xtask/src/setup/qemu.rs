@@ -41,7 +41,7 @@ impl fmt::Display for Version {
 #[derive(Clone, Debug)]
 pub struct Qemu {
     program: PathBuf,
-    first_arguments: Vec<String>,
+    first_arguments: Vec<PathBuf>,
     version: Version,
 }
 
@@ -53,7 +53,7 @@ impl Qemu {
         command
     }
 
-    fn probe(program: PathBuf, first_arguments: Vec<String>) -> Result<Self> {
+    fn probe(program: PathBuf, first_arguments: Vec<PathBuf>) -> Result<Self> {
         let output = Command::new(&program)
             .args(&first_arguments)
             .arg("--version")
@@ -112,15 +112,15 @@ fn private(report: bool, found: &str) -> Result<Qemu> {
     let prefix = workspace::cache().join("qemu");
     let platform = debian::Platform::of_this_machine()?;
     let start = || {
-        let libraries = prefix.join("usr/lib").join(platform.multiarch);
-        let first_arguments = vec![
-            "--library-path".to_owned(),
-            libraries.display().to_string(),
-            prefix.join("usr/bin").join(PROGRAM).display().to_string(),
-            "-L".to_owned(),
-            prefix.join("usr/share/qemu").display().to_string(),
+        let [loader, option, libraries] = platform.loader(&prefix);
+        let first_arguments = [
+            option,
+            libraries,
+            prefix.join("usr/bin").join(PROGRAM),
+            "-L".into(),
+            prefix.join("usr/share/qemu"),
         ];
-        Qemu::probe(prefix.join(platform.loader), first_arguments)
+        Qemu::probe(loader, first_arguments.into())
     };
     if prefix.join(debian::STAMP).exists()
         && let Ok(qemu) = start()

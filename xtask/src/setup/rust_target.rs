@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::debian;
+use super::toolchain::{rustc, rustup};
 use crate::progress;
 use crate::workspace::{self, TARGET};
 
@@ -112,32 +113,4 @@ fn installed() -> bool {
         return false;
     };
     entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-"))
-}
-
-fn rustc(arguments: &[&str]) -> Result<String> {
-    let directory = workspace::Workspace::current();
-    let output = Command::new("rustc")
-        .current_dir(directory.root())
-        .args(arguments)
-        .output()
-        .context("rustc cannot be started: is ~/.cargo/bin in PATH?")?;
-    if !output.status.success() {
-        bail!("rustc {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-fn rustup(arguments: &[&str]) -> Result<()> {
-    let output = Command::new("rustup")
-        .current_dir(workspace::Workspace::current().root())
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .context("rustup cannot be started")?;
-    if !output.status.success() {
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        let last = complaint.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it failed");
-        bail!("rustup {}: {last}", arguments.join(" "));
-    }
-    Ok(())
 }

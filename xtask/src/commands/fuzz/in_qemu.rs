@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::recording::{Recording, Shape};
+use super::regressions;
 use super::shrink::shrink;
 use crate::console::Console;
 use crate::emulator::{self, Entry, Outcome, Record, Run};
@@ -290,7 +291,7 @@ fn store(
         Ok::<_, anyhow::Error>(dies)
     })?;
     let shortest = Recording { shape: recording.shape, steps };
-    let directory = target.workspace.root().join("tests").join("regressions");
+    let directory = regressions::directory(&target.workspace);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let path = directory.join(format!("{}{}", death.slug(), shortest.shape));
     std::fs::write(&path, shortest.bytes()).with_context(|| format!("cannot write {}", path.display()))?;

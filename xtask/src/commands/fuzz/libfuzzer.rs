@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use super::corpus::{self, Corpus};
 use crate::progress;
-use crate::setup::cargo_fuzz;
+use crate::setup::{cargo_fuzz, toolchain};
 use crate::workspace::Workspace;
 
 /// Seconds after which an input is taken to hang.
@@ -104,7 +104,7 @@ impl Programs {
         if !cargo.status().context("cargo cannot be started")?.success() {
             bail!("the fuzzers were not built");
         }
-        let host = crate::setup::llvm::rustc_field("host")?;
+        let host = toolchain::rustc_field("host")?;
         Ok(Self { directory: directory.join(host).join("release"), workspace })
     }
 

@@ -1,22 +1,17 @@
 //! What was found once, in `tests/regressions`, must not be found again.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
 
+use super::corpus;
 use super::in_qemu::Target;
 use super::recording::Recording;
 use crate::workspace::Workspace;
 
-/// All recordings, in the order of their names.
-fn all(workspace: &Workspace) -> Vec<PathBuf> {
-    let directory = fs::read_dir(workspace.root().join("tests").join("regressions"));
-    let entries = directory.into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut paths: Vec<_> =
-        entries.filter(|path| path.extension().is_some_and(|end| end == "steps")).collect();
-    paths.sort();
-    paths
+/// Where the recordings are.
+pub fn directory(workspace: &Workspace) -> PathBuf {
+    workspace.root().join("tests").join("regressions")
 }
 
 /// Replays all of them in QEMU, those for one CPU with instructions counted; how many passed and failed.
@@ -26,7 +21,9 @@ fn all(workspace: &Workspace) -> Vec<PathBuf> {
 /// A file is no recording, or QEMU failed.
 pub fn replay_all(workspace: &Workspace, target: &Target) -> Result<(u64, u64)> {
     let (mut passed, mut failed) = (0, 0);
-    for path in all(workspace) {
+    let mut paths = corpus::files(&directory(workspace));
+    paths.retain(|path| path.extension().is_some_and(|end| end == "steps"));
+    for path in paths {
         let recording = Recording::read(&path)?;
         let death = target.replay("fuzz-regression", &recording, recording.shape.cpus == 1)?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

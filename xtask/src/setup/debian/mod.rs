@@ -28,12 +28,18 @@ pub struct Platform {
     /// Its name in Debian, alone in a list.
     pub architectures: &'static [&'static str],
     /// Directory of its libraries below `usr/lib`.
-    pub multiarch: &'static str,
+    multiarch: &'static str,
     /// Its dynamic loader in a prefix.
-    pub loader: &'static str,
+    loader: &'static str,
 }
 
 impl Platform {
+    /// The words before the path of a program of a prefix, which starts with the libraries there: the dynamic loader and its arguments.
+    pub fn loader(&self, prefix: &Path) -> [PathBuf; 3] {
+        let libraries = prefix.join("usr/lib").join(self.multiarch);
+        [prefix.join(self.loader), "--library-path".into(), libraries]
+    }
+
     /// The machine that this program runs on.
     ///
     /// # Errors
