@@ -8,11 +8,11 @@ extern crate std;
 use abi::{Function, Statistic, Status, TABLE};
 
 use super::Answer;
-use crate::devicetree::{IommuMap, PcieNode};
 use crate::hypervisor::{Boot, BootError, Hypervisor};
-use crate::list::List;
 use crate::memory::Progress;
-use crate::memory::tests::platform::{POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatform, machine, range};
+use crate::memory::tests::platform::{
+    ECAM, POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatform, machine, machine_with_functions, range,
+};
 use crate::platform::Platform;
 use smmuv3::address::PhysAddr;
 
@@ -118,26 +118,12 @@ fn streams_of_the_host_attach_and_detach() {
 #[test]
 fn a_function_stays_held_when_its_smmu_is_lost_under_the_attach() {
     let mut hypervisor = std::boxed::Box::new(Hypervisor::new(TestPlatform::default()));
-    let mut machine = machine(hypervisor.platform());
-    let mut iommu_map = List::new();
-    iommu_map.push(IommuMap { rid_base: 0, phandle: 1, stream_base: 0, length: 0x100 }).unwrap();
-    // Registers that nobody wrote read as 0: every device is there, with one function without BARs.
-    let ecam = 0x1000_0000;
-    let node = PcieNode {
-        ecam: range(ecam, 1 << 20),
-        first_bus: 0,
-        last_bus: 0,
-        domain: 0,
-        windows: List::new(),
-        iommu_map,
-        iommu_map_mask: 0xffff,
-    };
-    machine.pcie.push(node).unwrap();
+    let machine = machine_with_functions(hypervisor.platform());
     let pool = [range(POOL, POOL_BYTES)];
     hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool }).unwrap();
     let guest = call(&hypervisor, Function::GuestCreate, &[]).unwrap();
     let attach = |stream| call(&hypervisor, Function::StreamAttach, &[0, stream, guest]);
-    let reaches = |stream: u64| hypervisor.host_reaches(PhysAddr(ecam + (stream << 12)));
+    let reaches = |stream: u64| hypervisor.host_reaches(PhysAddr(ECAM + (stream << 12)));
     attach(8).unwrap();
     assert!(!reaches(8) && reaches(16));
     hypervisor.platform().0.lock().unwrap().deaf = true;

@@ -31,6 +31,12 @@ pub(crate) struct Census {
     guests: [OfGuest; GUESTS],
 }
 
+impl Census {
+    fn of(&self, guest: GuestHandle) -> OfGuest {
+        self.guests.get(guest.index() + 1).copied().unwrap_or_default()
+    }
+}
+
 /// The units of a guest.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct OfGuest {
@@ -110,7 +116,7 @@ impl Ownership {
         }
         for guest in GuestHandle::all() {
             let Some(counted) = self.guests.units(guest) else { continue };
-            let of = census.guests.get(guest.index() + 1).copied().unwrap_or_default();
+            let of = census.of(guest);
             let found = of.owned + of.shared;
             if found != counted {
                 return Err(Finding::new(Wrong::GuestPages, [guest.to_register(), counted, found]));
@@ -207,7 +213,7 @@ impl Ownership {
         let mut of_guests = 0;
         for guest in GuestHandle::all() {
             let Some(table) = self.guests.table(guest) else { continue };
-            let of = census.guests.get(guest.index() + 1).copied().unwrap_or_default();
+            let of = census.of(guest);
             let reach = Reach::Guest(guest);
             of_guests += self.check_table(look, table, self.io_order, reach, of.owned + of.shared, runs)?;
         }

@@ -12,11 +12,11 @@ use smmuv3::memory::{Memory, TablePages};
 use smmuv3::pgtable::{Attributes, NoBreak, PageTable};
 
 use super::Finding;
-use crate::devicetree::{IommuMap, PcieNode};
 use crate::hypervisor::{Boot, Hypervisor};
-use crate::list::List;
 use crate::memory::pool::Direct;
-use crate::memory::tests::platform::{POOL, POOL_BYTES, RAM, SMMU, TestPlatform, machine, range};
+use crate::memory::tests::platform::{
+    POOL, POOL_BYTES, RAM, SMMU, TestPlatform, machine_with_functions, range,
+};
 use crate::platform::Platform;
 use crate::smmu::VmidOwner;
 
@@ -45,19 +45,7 @@ fn call(hypervisor: &Hyp, function: Function, arguments: [u64; 4]) -> [u64; 4] {
 /// A machine with something of everything, and its guest.
 pub(crate) fn populated() -> (Hyp, GuestHandle) {
     let mut hypervisor = Box::new(Hypervisor::new(TestPlatform::default()));
-    let mut machine = machine(hypervisor.platform());
-    let mut iommu_map = List::new();
-    iommu_map.push(IommuMap { rid_base: 0, phandle: 1, stream_base: 0, length: 0x100 }).unwrap();
-    let node = PcieNode {
-        ecam: range(0x1000_0000, 1 << 20),
-        first_bus: 0,
-        last_bus: 0,
-        domain: 0,
-        windows: List::new(),
-        iommu_map,
-        iommu_map_mask: 0xffff,
-    };
-    machine.pcie.push(node).unwrap();
+    let machine = machine_with_functions(hypervisor.platform());
     let pool = [range(POOL, POOL_BYTES)];
     hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool }).unwrap();
     assert_eq!(hypervisor.oracle().check_all(), Ok(()), "after boot");

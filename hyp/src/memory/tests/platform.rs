@@ -11,7 +11,7 @@ use smmuv3::gather::Gather;
 use smmuv3::invalidation::DomainIndex;
 use smmuv3::memory::Memory;
 
-use crate::devicetree::{Machine, SmmuInterrupts, SmmuNode};
+use crate::devicetree::{IommuMap, Machine, PcieNode, SmmuInterrupts, SmmuNode};
 use crate::list::List;
 use crate::memory::{CachesFailed, IoCaches};
 use crate::platform::{Heap, Platform};
@@ -217,6 +217,26 @@ pub fn list<T: Copy, const N: usize>(items: &[T]) -> List<T, N> {
         list.push(*item).unwrap();
     }
     list
+}
+
+/// Config space of [`machine_with_functions`].
+pub const ECAM: u64 = 0x1000_0000;
+
+/// [`machine`] with a PCI bus. Registers that nobody wrote read as 0: every device is there, with one function without BARs, whose StreamID
+/// is its Requester ID.
+pub fn machine_with_functions(platform: &TestPlatform) -> Machine {
+    let mut machine = machine(platform);
+    let node = PcieNode {
+        ecam: range(ECAM, 1 << 20),
+        first_bus: 0,
+        last_bus: 0,
+        domain: 0,
+        windows: List::new(),
+        iommu_map: list(&[IommuMap { rid_base: 0, phandle: 1, stream_base: 0, length: 0x100 }]),
+        iommu_map_mask: 0xffff,
+    };
+    machine.pcie.push(node).unwrap();
+    machine
 }
 
 /// 64 MiB of RAM, one SMMU with the features of QEMU's, one ITS.
