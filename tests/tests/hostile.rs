@@ -13,11 +13,10 @@ fn run(seed: u64, count: u64) -> (u64, u64) {
     let mut digest = 0;
     for n in 0..count {
         let action = Action::of(&Step::seeded(seed, 0, n), &known);
-        let outcome = known.perform(&bench, &action);
-        if let Some(finding) = outcome.judge(&action, &known) {
+        let (outcome, finding) = known.act(&bench, &action);
+        if let Some(finding) = finding {
             panic!("seed {seed}, step {n}, {action:x?}: {}", finding.as_str());
         }
-        known.learn(&action, &outcome);
         succeeded += u64::from(matches!(outcome, Outcome::Answered([0, ..])));
         digest = outcome.digest(digest);
         if n % 50 == 49

@@ -5,6 +5,7 @@ use super::knowledge::Knowledge;
 use super::places::Places;
 use super::step::Choices;
 use crate::host::{Abort, Host};
+use smmuv3::command::opcode;
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0_OFFSET, CR0ACK_OFFSET, CR1_OFFSET, CR2_OFFSET,
     EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_IRQ_CFG0_OFFSET, EVENTQ_PROD_OFFSET, GBPA_OFFSET,
@@ -12,6 +13,8 @@ use smmuv3::registers::{
     STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
 };
 
+/// CMD_SYNC.
+const SYNC: [u64; 2] = [opcode::SYNC as u64, 0];
 /// CR0: CMDQEN, EVENTQEN, SMMUEN.
 const ON: u64 = 1 << 3 | 1 << 2 | 1;
 /// log2 of the entries of a command queue, at the most: a page of 4 KiB.
@@ -232,7 +235,7 @@ impl<H: Host + ?Sized> Driver<'_, H> {
         let at = self.places.stream_entries(self.smmu) + 64 * (stream & 0xff);
         self.host.cpu_store(at + 8, 8, word1)?;
         self.host.cpu_store(at, 8, word0)?;
-        if tell { self.send(&[[0x03 | stream << 32, 1], [0x46, 0]]) } else { Ok(()) }
+        if tell { self.send(&[[u64::from(opcode::CFGI_STE) | stream << 32, 1], SYNC]) } else { Ok(()) }
     }
 
     /// The slot of a command in the queue that CMDQ_BASE says, if it is one that [`What::Reset`] made.
@@ -252,8 +255,8 @@ impl<H: Host + ?Sized> Driver<'_, H> {
 
     fn acknowledge(&self) -> Result<(), Abort> {
         let cons = self.load(CMDQ_CONS_OFFSET)?;
-        self.host.cpu_store(self.slot(cons), 8, 0x46)?;
-        self.host.cpu_store(self.slot(cons) + 8, 8, 0)?;
+        self.host.cpu_store(self.slot(cons), 8, SYNC[0])?;
+        self.host.cpu_store(self.slot(cons) + 8, 8, SYNC[1])?;
         let errors = self.load(GERROR_OFFSET)?;
         self.store(GERRORN_OFFSET, errors)
     }

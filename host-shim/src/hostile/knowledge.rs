@@ -7,6 +7,7 @@ use super::places::{NEAR_LOG2, Places};
 use super::step::Choices;
 use crate::call::Calls;
 use crate::host::{Abort, Device, Forbidden, Host, SCRATCH_BYTES};
+use crate::text::Text;
 use abi::{Function, GuestHandle, Status};
 
 /// The most SMMUs.
@@ -142,8 +143,16 @@ impl Knowledge {
         }
     }
 
+    /// Does an action, judges what came of it and takes that in: the outcome, and what no hypervisor may let happen.
+    pub fn act<H: Host + ?Sized>(&mut self, host: &H, action: &Action) -> (Outcome, Option<Text>) {
+        let outcome = self.perform(host, action);
+        let finding = outcome.judge(action, self);
+        self.learn(action, &outcome);
+        (outcome, finding)
+    }
+
     /// Does an action.
-    pub fn perform<H: Host + ?Sized>(&self, host: &H, action: &Action) -> Outcome {
+    fn perform<H: Host + ?Sized>(&self, host: &H, action: &Action) -> Outcome {
         match *action {
             Action::Call { id, arguments } => Outcome::Answered(host.call_raw(id, arguments)),
             Action::Invalidate { vsmmu, commands } => {
@@ -181,7 +190,7 @@ impl Knowledge {
     }
 
     /// Takes in what came of a call.
-    pub fn learn(&mut self, action: &Action, outcome: &Outcome) {
+    fn learn(&mut self, action: &Action, outcome: &Outcome) {
         let (Action::Call { arguments, .. }, Outcome::Answered([code, result, ..])) = (action, outcome)
         else {
             return;

@@ -22,7 +22,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// What no hypervisor may let happen; `None` if this may.
-    pub fn judge(&self, action: &Action, known: &Knowledge) -> Option<Text> {
+    pub(super) fn judge(&self, action: &Action, known: &Knowledge) -> Option<Text> {
         match (*action, *self) {
             (Action::Call { id, arguments }, Self::Answered(answer)) => judge_call(id, &arguments, &answer),
             (Action::Invalidate { vsmmu, .. }, Self::Answered(answer)) => {

@@ -63,13 +63,12 @@ fn run(bytes: &[u8], wanted: impl Fn(&Action) -> bool) {
             continue;
         }
         oracle.begin(&bench);
-        let outcome = known.perform(&bench, &action);
+        let (outcome, finding) = known.act(&bench, &action);
         let accesses = bench.most_accesses();
         assert!(accesses < MOST_ACCESSES, "step {n}, {action:x?}: {accesses} accesses in one entry of EL2");
-        if let Some(finding) = outcome.judge(&action, &known) {
+        if let Some(finding) = finding {
             panic!("step {n}, {action:x?}: {}", finding.as_str());
         }
-        known.learn(&action, &outcome);
         calls += u64::from(matches!(outcome, Outcome::Answered(_)));
         let call = match (action, outcome) {
             (Action::Call { arguments, .. }, Outcome::Answered(answer)) => {

@@ -3,12 +3,11 @@
 //!
 //! Who owns each page is counted from the calls alone. So an error that changed something is seen, and so is a success that did something else.
 
-use super::{Owners, View, check_with};
+use super::{HYPERVISOR, Owners, View, check_with};
 use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES};
 use crate::model::stage2::walk;
 use abi::{Function, Status};
 
-const HYPERVISOR: u64 = 0x100;
 /// Steps between two looks at everything.
 const EVERYTHING_EVERY: u32 = 1000;
 
@@ -118,7 +117,7 @@ impl Incremental {
             return Err(format!("{function:?} of {x2:#x} bytes did {size:#x}"));
         }
         for page in (start..start + size).step_by(4096) {
-            let known = self.owners.of_mut(bench, page).ok_or_else(|| format!("{page:#x} is no page"))?;
+            let known = self.owners.of_mut(page).ok_or_else(|| format!("{page:#x} is no page"))?;
             if *known != from {
                 return Err(format!("{function:?} of {page:#x}, which is {known:x?}'s"));
             }

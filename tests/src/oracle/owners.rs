@@ -41,8 +41,8 @@ impl Owners {
     }
 
     /// As [`Owners::of`], to be changed.
-    pub(super) fn of_mut(&mut self, bench: &Bench, address: u64) -> Option<&mut (u64, u64)> {
-        self.0.get_mut((address.checked_sub(bench.ram.start)? >> 12) as usize)
+    pub(super) fn of_mut(&mut self, address: u64) -> Option<&mut (u64, u64)> {
+        self.0.get_mut((address.checked_sub(RAM_BASE)? >> 12) as usize)
     }
 
     /// Who owns a page, and with whom it is shared.

@@ -189,14 +189,13 @@ impl Attack<'_> {
             let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
             let action = Action::of(&step, &known);
             if !(self.options.calm && action.changes_owners()) {
-                let outcome = match self.step(cpu, n, &known, &action) {
+                let outcome = match self.step(cpu, n, &mut known, &action) {
                     Ok(outcome) => outcome,
                     Err(finding) => {
                         self.report(cpu, n, &action, &finding);
                         break;
                     }
                 };
-                known.learn(&action, &outcome);
                 digest = outcome.digest(digest);
                 self.tally.count(cpu, &action, &outcome);
             }
@@ -220,7 +219,7 @@ impl Attack<'_> {
     }
 
     /// Does one action and asks everybody about it.
-    fn step(&self, cpu: u64, n: u64, known: &Knowledge, action: &Action) -> Result<Outcome, Text> {
+    fn step(&self, cpu: u64, n: u64, known: &mut Knowledge, action: &Action) -> Result<Outcome, Text> {
         let device = match action {
             Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.devices.get(*smmu),
             _ => None,
@@ -230,10 +229,10 @@ impl Attack<'_> {
         let before = if takes_digest { oracle::digest() } else { None };
         let measured = Measured::new(self.machine);
         let begin = cpu::ticks();
-        let outcome = known.perform(&measured, action);
+        let (outcome, finding) = known.act(&measured, action);
         self.tally.took(cpu, cpu::ticks() - begin);
         drop(guard);
-        if let Some(finding) = outcome.judge(action, known) {
+        if let Some(finding) = finding {
             return Err(finding);
         }
         measured.judge()?;
