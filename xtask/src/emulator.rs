@@ -56,6 +56,8 @@ pub struct Run<'a> {
     pub extra: Vec<String>,
     /// When a guest that has said nothing final is ended.
     pub timeout: Duration,
+    /// When one that has said nothing at all for so long is ended, if before that: for guests that say how far they are.
+    pub silence: Option<Duration>,
     /// Whether the console is shown while it runs.
     pub show: bool,
     /// Directory of the log.
@@ -72,7 +74,7 @@ pub enum Outcome {
     },
     /// It turned the machine off without a word, or QEMU could not run it.
     Silent,
-    /// It was ended when its time was over.
+    /// It was ended when its time was over, or it had been silent for too long.
     Hung,
 }
 
@@ -105,6 +107,9 @@ impl Record {
             }
             Outcome::Said { pass: false } => format!("the guest says: fail; its log is {log}"),
             Outcome::Silent => format!("the machine stopped without an outcome; its log is {log}"),
+            Outcome::Hung if self.elapsed < timeout => {
+                format!("the guest was ended because it said nothing any more; its log is {log}")
+            }
             Outcome::Hung => format!(
                 "the guest was ended after {} seconds without an outcome; its log is {log}\n\
                  If it needs longer, type --timeout SECONDS",
@@ -308,7 +313,8 @@ fn watch(
     let mut deadline = started + run.timeout;
     let mut hung = false;
     loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        let patience = deadline.saturating_duration_since(Instant::now());
+        match receiver.recv_timeout(run.silence.map_or(patience, |silence| patience.min(silence))) {
             Ok(bytes) => {
                 log.write_all(&bytes)?;
                 if run.show {

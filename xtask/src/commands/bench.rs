@@ -245,6 +245,7 @@ fn shim(arguments: &Arguments) -> Result<bool> {
         bootargs: "bench".into(),
         extra: emulator::count_instructions(),
         timeout,
+        silence: None,
         show: false,
         logs: workspace.logs()?,
     };

@@ -222,6 +222,7 @@ fn in_qemu(workspace: &Workspace, tools: &Tools, check: Option<&str>) -> Result<
         bootargs: format!("rounds=200{only}"),
         extra: Vec::new(),
         timeout: TIMEOUT,
+        silence: None,
         show: false,
         logs: workspace.logs()?,
     };

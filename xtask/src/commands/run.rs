@@ -121,6 +121,7 @@ impl Machine {
             bootargs,
             extra,
             timeout,
+            silence: None,
             show: true,
             logs: workspace.logs()?,
         })

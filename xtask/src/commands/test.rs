@@ -155,6 +155,7 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             bootargs: case.bootargs.into(),
             extra: Vec::new(),
             timeout: TIMEOUT,
+            silence: None,
             show: false,
             logs: workspace.logs()?,
         };

@@ -19,6 +19,8 @@ use crate::workspace::Workspace;
 
 /// Time that a machine has besides its steps: to boot, and to end.
 const BESIDES: Duration = Duration::from_secs(60);
+/// Time without a word after which a machine hangs.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Recordings that are replayed at the most to make one shorter.
 const TRIES: usize = 250;
 /// Steps that one CPU tries to find the same by, where no replay does.
@@ -116,6 +118,8 @@ impl Target {
             bootargs: format!("fuzz {}{counts}", attempt.bootargs),
             extra: if attempt.icount { emulator::count_instructions() } else { Vec::new() },
             timeout: attempt.timeout,
+            // It says how far it is every two seconds of its own clock, which is ours unless instructions are counted.
+            silence: (!attempt.icount).then_some(SILENCE),
             show: attempt.show,
             logs: self.workspace.logs()?,
         };
