@@ -2,6 +2,7 @@
 
 use super::calls;
 use super::driver::{self, DriverAction};
+use super::interrupts::{self, InterruptAction};
 use super::knowledge::Knowledge;
 use super::step::{Choices, Step};
 use crate::host::Transfer;
@@ -43,6 +44,8 @@ pub enum Action {
     Stage1(u64),
     /// What the driver of an SMMU does.
     Driver(DriverAction),
+    /// What is done to the interrupt controller.
+    Interrupts(InterruptAction),
     /// A device behind an SMMU writes, at once.
     Write {
         /// The SMMU.
@@ -72,8 +75,9 @@ impl Action {
             168..176 => load(&mut choices, known),
             176..184 => Self::Stage1(1 + choices.below(2)),
             184..228 => Self::Driver(driver::any(&mut choices, known)),
-            228..250 => write(&mut choices, known),
-            _ => start(&mut choices, known),
+            228..246 => write(&mut choices, known),
+            246..250 => start(&mut choices, known),
+            _ => Self::Interrupts(interrupts::any(&mut choices, known)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What another CPU writes while the hypervisor reads: queues, stream tables and commands that were right a moment ago.
 
 use super::calls;
+use super::interrupts;
 use super::knowledge::Knowledge;
 use super::places::Places;
 use super::step::Step;
@@ -15,7 +16,7 @@ pub fn disturb<H: Host + ?Sized>(host: &H, known: &Knowledge, step: &Step) -> Re
     let mut choices = step.choices();
     let smmu = known.smmu(&mut choices);
     let places: &Places = known.places();
-    let (what, slot) = (choices.below(8), choices.half());
+    let (what, slot) = (choices.below(9), choices.half());
     let stream = |choices: &mut super::step::Choices<'_>| known.stream(choices, smmu);
     let (address, values) = match what {
         // A command, of a driver or of a vSMMU's owner.
@@ -35,6 +36,11 @@ pub fn disturb<H: Host + ?Sized>(host: &H, known: &Knowledge, step: &Step) -> Re
             (places.stream_table(smmu) + slot % 0x800) & !7,
             [places.stream_entries(smmu) | 9, choices.word()],
         ),
+        // A command of the ITS.
+        7 => {
+            let [first, second, ..] = interrupts::command(&mut choices, known);
+            ((places.its_queue() + slot % 0x1000) & !7, [first, second])
+        }
         // A context descriptor, which the SMMU reads by itself.
         _ => ((places.contexts() + slot % 0x100) & !7, [choices.word(), known.page(&mut choices)]),
     };

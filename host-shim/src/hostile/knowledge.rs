@@ -2,11 +2,12 @@
 
 use super::action::Action;
 use super::driver;
+use super::interrupts;
 use super::outcome::Outcome;
 use super::places::{NEAR_LOG2, Places};
 use super::step::Choices;
 use crate::call::Calls;
-use crate::host::{Abort, Device, Forbidden, Host, SCRATCH_BYTES};
+use crate::host::{Abort, Device, Forbidden, Host, SCRATCH_BYTES, SideDoors};
 use crate::text::Text;
 use abi::{Function, GuestHandle, Status};
 
@@ -96,6 +97,7 @@ pub struct Knowledge {
     smmu_count: usize,
     forbidden: [Option<Forbidden>; MAX_FORBIDDEN],
     not_ram: u64,
+    doors: Option<SideDoors>,
     guests: Recent<u64, 8>,
     domains: Recent<u64, 12>,
     /// With the SMMU of each.
@@ -132,6 +134,7 @@ impl Knowledge {
             smmu_count,
             forbidden,
             not_ram: host.not_ram(),
+            doors: host.side_doors(),
             guests: Recent::new(),
             domains: Recent::new(),
             vsmmus: Recent::new(),
@@ -181,6 +184,9 @@ impl Knowledge {
                 }
                 _ => Outcome::Nothing,
             },
+            Action::Interrupts(action) => self.doors.map_or(Outcome::Nothing, |doors| {
+                Outcome::Accessed(interrupts::perform(host, &self.places, &doors, &action))
+            }),
             Action::Write { smmu, substream: 0, address } => Outcome::Dma(host.dma_write(smmu, address)),
             Action::Write { smmu, substream, address } => host
                 .dma_write_substream(smmu, substream, address, address)

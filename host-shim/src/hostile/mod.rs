@@ -12,6 +12,7 @@ mod action;
 mod calls;
 mod disturb;
 mod driver;
+mod interrupts;
 mod knowledge;
 mod outcome;
 mod places;

@@ -11,6 +11,12 @@ const COMMANDS: u64 = 12;
 /// First unit of the first driver; each has this many.
 const DRIVERS: u64 = 16;
 const DRIVER_UNITS: u64 = 8;
+/// First unit of what an ITS has: its queue, two tables, and ITTs after them.
+const ITS: u64 = 80;
+/// First unit of the tables of LPIs: of configuration, and of pending LPIs.
+const LPIS: u64 = 96;
+/// What they are aligned to, and their bytes at the most.
+const LPI_TABLE_BYTES: u64 = 0x1_0000;
 /// The entry of the first stage-1 table that leads to the last one.
 const ROOT_INDEX: u64 = 5;
 
@@ -122,5 +128,26 @@ impl Places {
     /// The second level of its stream table, of 256 entries, for every bus.
     pub const fn stream_entries(&self, smmu: usize) -> u64 {
         self.driver(smmu, 4)
+    }
+
+    /// The command queue of the ITS: a page.
+    pub const fn its_queue(&self) -> u64 {
+        self.unit(ITS)
+    }
+
+    /// Its tables, a page each.
+    pub const fn its_tables(&self) -> [u64; 2] {
+        [self.unit(ITS + 1), self.unit(ITS + 2)]
+    }
+
+    /// The ITT of a device, one of four; 256 bytes.
+    pub const fn translation_table(&self, device: u64) -> u64 {
+        self.unit(ITS + 3 + device % 4)
+    }
+
+    /// The configuration and the pending table of a Redistributor. All have one configuration table.
+    pub const fn lpi_tables(&self, redistributor: u64) -> (u64, u64) {
+        let first = self.unit(LPIS);
+        (first, first + (1 + redistributor % 4) * LPI_TABLE_BYTES)
     }
 }

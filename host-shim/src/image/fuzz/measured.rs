@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::Statistic;
 use host_shim::call::{Caller, Calls};
-use host_shim::host::{Abort, Device, Dma, Forbidden, Host, Transfer};
+use host_shim::host::{Abort, Device, Dma, Forbidden, Host, SideDoors, Transfer};
 use host_shim::text;
 use host_shim::text::Text;
 
@@ -127,6 +127,10 @@ impl Host for Measured<'_> {
 
     fn hypervisor_memory(&self) -> u64 {
         self.machine.hypervisor_memory()
+    }
+
+    fn side_doors(&self) -> Option<SideDoors> {
+        self.machine.side_doors()
     }
 
     fn not_ram(&self) -> u64 {

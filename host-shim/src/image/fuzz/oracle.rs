@@ -65,6 +65,6 @@ pub fn concerns(action: &Action, n: u64) -> (u64, usize, Option<u32>) {
         Action::Start { smmu, transfer: Transfer::FromMemory(address) | Transfer::ToMemory(address) } => {
             (address, smmu, None)
         }
-        Action::Invalidate { .. } | Action::Stage1(_) => (0, 0, None),
+        Action::Invalidate { .. } | Action::Stage1(_) | Action::Interrupts(_) => (0, 0, None),
     }
 }
