@@ -5,7 +5,7 @@
 //! Redistributor's page stores, DMA masters without an SMMU that do DMA (so of the attacks those by fw_cfg, virtio-mmio, the ITS and LPI tables).
 //! The check of 10,000 concurrent rounds is run by its own test with fewer rounds.
 //!
-//! What the model runs and QEMU cannot: everything in `tests/tests` but `checks.rs`. A cache that keeps entries for
+//! What the model runs and QEMU cannot: everything in `tests/tests/hypervisor` but `checks.rs`. A cache that keeps entries for
 //! ever, commands that take effect only with a SYNC, SYNC that waits for transactions, TTL and Leaf hints taken at their word, invalid
 //! STEs in the configuration cache, SMMUs without RIL or BBML or with other granules and sizes, slow queues, failing
 //! commands, failing allocations.

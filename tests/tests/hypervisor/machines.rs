@@ -1,6 +1,7 @@
 //! The same scenario on many machines: granules, address sizes, RIL and BBML, VMID widths, stream tables, queue sizes and
 //! speeds, and mixtures of them. After every step the oracle compares all tables and all caches.
 
+use crate::boot;
 use abi::{Function, Status};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::model::smmu::config::SmmuConfig;
@@ -195,7 +196,7 @@ fn what_cannot_be_owned_stops_the_boot_with_a_sentence() {
 
 #[test]
 fn a_guest_needs_a_pci_function() {
-    let bench = Bench::boot(&Shape::of(17, SmmuConfig::qemu())).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&Shape::of(17, SmmuConfig::qemu()));
     let guest = bench.guest().unwrap();
     assert_eq!(bench.attach(16, 1, guest), Err(Status::UnknownStream));
     assert_eq!(bench.attach(15, 0, guest), Ok(()));
@@ -204,7 +205,7 @@ fn a_guest_needs_a_pci_function() {
 
 #[test]
 fn two_mib_across_three_smmus_cost_one_tlbi_and_one_sync_each() {
-    let bench = Bench::boot(&Shape::of(3, SmmuConfig::qemu())).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&Shape::of(3, SmmuConfig::qemu()));
     (0..3).for_each(|smmu| bench.attach(smmu, 0, 0).unwrap());
     let guest = bench.guest().unwrap();
     let counts = |opcodes: &[u8]| -> Vec<u64> {

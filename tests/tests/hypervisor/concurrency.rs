@@ -1,7 +1,8 @@
 //! Several CPUs at once. Threads stand for CPUs; the model is behind one lock, the hypervisor's own locks are what is tested.
 
+use crate::boot;
 use abi::Function;
-use tests::bench::{Bench, SCRATCH, Shape};
+use tests::bench::{SCRATCH, Shape};
 use tests::model::smmu::config::SmmuConfig;
 use tests::oracle;
 
@@ -10,7 +11,7 @@ const ROUNDS: u64 = 25;
 #[test]
 fn four_cpus_change_ownership_and_attachments_while_devices_write() {
     for config in [SmmuConfig::qemu(), SmmuConfig::qemu().without_ril().slow(2_000).queues(2, 2)] {
-        let bench = Bench::boot(&Shape::of(4, config)).unwrap_or_else(|error| panic!("{error}"));
+        let bench = boot(&Shape::of(4, config));
         let guests: Vec<u64> = (0..4).map(|_| bench.guest().unwrap()).collect();
         std::thread::scope(|scope| {
             for (cpu, &guest) in guests.iter().enumerate() {

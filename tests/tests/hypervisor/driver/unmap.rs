@@ -1,6 +1,7 @@
 //! Unmapping, and memory that stage 2 takes away below the driver.
 
-use super::{boot, good, kinds, stage1};
+use super::{kinds, stage1};
+use crate::{boot, good};
 use abi::Function;
 use tests::bench::{SCRATCH, Shape};
 use tests::driver::{BYPASS, Driver, tlbi_asid, tlbi_nsnh_all};

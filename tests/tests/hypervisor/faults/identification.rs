@@ -1,6 +1,6 @@
 //! SMMUs whose identification registers say something else when they are read again: whatever EL2 believes of an SMMU, it believes by one look.
 
-use crate::world::{State, World, calls};
+use super::world::{State, World, calls};
 use abi::{Function, Status, TABLE};
 use tests::bench::{Bench, Shape};
 use tests::driver::Driver;

@@ -1,6 +1,6 @@
 //! Every allocation of every call fails in turn. Each failure leaves everything as it was, and the call succeeds when it is made again.
 
-use crate::world::{State, World, calls};
+use super::world::{State, World, calls};
 use abi::{Function, Status, TABLE};
 use std::collections::BTreeSet;
 use tests::model::smmu::config::SmmuConfig;

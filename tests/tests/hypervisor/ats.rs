@@ -1,5 +1,6 @@
 //! ATS: what a device holds, and may say that it holds.
 
+use crate::{boot, good};
 use abi::{Function, Reason, attach};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
 use tests::calls::incompatible;
@@ -14,14 +15,6 @@ use tests::owner::EATS;
 
 const ATS: SmmuConfig = SmmuConfig::qemu().with_ats().ssid_bits(4).atc_timeout(50_000);
 const VALUE: u64 = 0x005e_c2e7;
-
-fn boot(shape: &Shape) -> Bench {
-    Bench::boot(shape).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn good(bench: &Bench, when: &str) {
-    oracle::check(bench).unwrap_or_else(|text| panic!("{when}: {text}"));
-}
 
 /// A Translated request of device 0 behind SMMU 0 to an address of its choice.
 fn forged(bench: &Bench, address: u64) -> Option<u64> {

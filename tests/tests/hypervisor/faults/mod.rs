@@ -5,4 +5,5 @@ mod allocations;
 mod commands;
 mod events;
 mod identification;
+mod stopped;
 mod world;

@@ -10,18 +10,9 @@ mod queues;
 mod tables;
 mod unmap;
 
-use tests::bench::{Bench, Shape};
+use tests::bench::Bench;
 use tests::model::smmu::config::SmmuConfig;
-use tests::oracle;
 use tests::owner::Stage1;
-
-fn boot(shape: &Shape) -> Bench {
-    Bench::boot(shape).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn good(bench: &Bench, when: &str) {
-    oracle::check(bench).unwrap_or_else(|text| panic!("{when}: {text}"));
-}
 
 /// Tables of the host's for stage 1, with CD 0 of this ASID.
 fn stage1(bench: &Bench, base: u64, asid: u64) -> Stage1 {

@@ -1,6 +1,7 @@
 //! Stream tables of every shape, and such that are not the host's.
 
-use super::{boot, good, stage1};
+use super::stage1;
+use crate::{boot, good};
 use abi::Function;
 use tests::bench::{IMAGE, POOL, SCRATCH, Shape};
 use tests::driver::{BYPASS, Driver, Fault, Format, Layout, cfgi_ste, faults, reg};

@@ -1,21 +1,13 @@
 //! Nested domains: stage 1 of the owner of a vSMMU, on the stage 2 of its parent.
 
+use crate::{boot, good};
 use abi::{Function, Reason, Status, attach};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::calls::incompatible;
 use tests::model::inspect::Cached;
 use tests::model::smmu::config::SmmuConfig;
 use tests::nest::{ARENA, Nest};
-use tests::oracle;
 use tests::owner::{ABORT, BYPASS, SHCFG, Stage1};
-
-fn boot(shape: &Shape) -> Bench {
-    Bench::boot(shape).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn good(bench: &Bench, when: &str) {
-    oracle::check(bench).unwrap_or_else(|text| panic!("{when}: {text}"));
-}
 
 /// A nested stream of the host's with warm caches, device 0 behind SMMU 0.
 fn host_nest(config: SmmuConfig) -> (Bench, Nest) {

@@ -1,6 +1,7 @@
 //! Reset, attach and detach.
 
-use super::{boot, good, kinds, stage1};
+use super::{kinds, stage1};
+use crate::{boot, good};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
 use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, reg, tlbi_asid};
 use tests::model::device::Dma;

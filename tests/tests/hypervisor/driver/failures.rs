@@ -1,6 +1,7 @@
 //! Hardware that fails below the driver: what it was told is done is done, and what is not done is told.
 
-use super::{good, stage1};
+use super::stage1;
+use crate::{boot, good};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, cfgi_ste, reg, tlbi_asid};
 use tests::model::smmu::Fault;
@@ -15,7 +16,7 @@ const CERROR_ABT: u32 = 2;
 
 fn machine() -> Bench {
     let shape = Shape { relax_ns: 200_000, ..Shape::of(1, SmmuConfig::qemu()) };
-    Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"))
+    boot(&shape)
 }
 
 /// A fault for the command that the SMMU gets after `after` others.

@@ -1,6 +1,7 @@
 //! Streams that go from the driver to calls and guests, and back.
 
-use super::{boot, good, kinds, stage1};
+use super::{kinds, stage1};
+use crate::{boot, good};
 use abi::{Function, Status};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::driver::{ABORT, BYPASS, Driver, cfgi_ste};

@@ -1,6 +1,6 @@
 //! Every command of every call fails in turn, in every way; and every kind of global error comes up at each of them.
 
-use crate::world::{State, World, calls};
+use super::world::{State, World, calls};
 use abi::{Function, Statistic, Status, TABLE};
 use tests::model::smmu::Fault;
 use tests::model::smmu::config::SmmuConfig;

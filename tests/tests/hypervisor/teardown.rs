@@ -1,5 +1,6 @@
 //! GUEST_TEARDOWN: a guest that has everything is taken apart, step by step.
 
+use crate::boot;
 use abi::{Function, Statistic, Status, attach};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::model::smmu::Fault;
@@ -15,7 +16,7 @@ const BOUND: u64 = 40_000;
 /// A guest with memory in pieces, shares, domains, vSMMUs, nested streams and streams of its own, on two SMMUs of three.
 fn everything(config: SmmuConfig) -> (Bench, u64) {
     let shape = Shape { relax_ns: 200_000, ..Shape::of(3, config).trusting(0, 0) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let unit = bench.unit();
     let [guest, other] = [bench.guest().unwrap(), bench.guest().unwrap()];
     let domain = bench.guest_domain(guest, 16, Stage1::UNITS).unwrap();

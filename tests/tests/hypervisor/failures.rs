@@ -1,5 +1,6 @@
 //! Hardware that fails and memory that runs out: an operation is undone, or its pages are quarantined, and never half done.
 
+use crate::boot;
 use abi::{Function, Statistic, Status};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::model::smmu::Fault;
@@ -16,7 +17,7 @@ struct Ready {
 /// Two SMMUs with a device of the host's and one of a guest's behind each, and warm caches for what is about to move.
 fn ready(config: SmmuConfig) -> Ready {
     let shape = Shape { relax_ns: 200_000, ..Shape::of(2, config) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let guest = bench.guest().unwrap();
     for smmu in 0..2 {
         bench.attach(smmu, 0, 0).unwrap();

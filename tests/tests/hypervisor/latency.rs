@@ -1,8 +1,9 @@
 //! How long an invalidation takes on the model's clock, with ever more SMMUs whose CMD_SYNC takes a microsecond each: no timed test, since the
 //! clock is the model's. A read of an SMMU's register takes 5 ns here and a write none, each look at the clock 50 ns, and a wait 2 ns.
 
+use crate::boot;
 use abi::Function;
-use tests::bench::{Bench, SCRATCH, Shape};
+use tests::bench::{SCRATCH, Shape};
 use tests::model::smmu::config::SmmuConfig;
 use tests::nest::ARENA;
 use tests::oracle;
@@ -13,7 +14,7 @@ const SYNC_NS: u64 = 1_000;
 fn measure(smmus: usize) -> [u64; 2] {
     let shape =
         Shape { relax_ns: 2, ..Shape::of(smmus, SmmuConfig::qemu().queues(6, 1).sync_delay(SYNC_NS)) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let guest = bench.guest().unwrap();
     let domain = bench.guest_domain(guest, 8, 4).unwrap();
     for smmu in 0..smmus {

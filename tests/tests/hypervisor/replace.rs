@@ -1,5 +1,6 @@
 //! A stream that changes over from one domain to another: what becomes of its transactions at every store and command in between, and when a command fails.
 
+use crate::boot;
 use abi::{Function, Status};
 use std::collections::BTreeSet;
 use tests::bench::{Bench, SCRATCH, Shape};
@@ -46,7 +47,7 @@ fn nested(bench: &Bench, nest: &Nest, other: Stage1) -> Vec<Place> {
 /// The domains of a guest, or of the host.
 fn scene(config: SmmuConfig, guests: bool) -> Scene {
     let shape = Shape { relax_ns: 400, ..Shape::of(2, config) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let unit = bench.unit();
     let guest = bench.guest().unwrap();
     let place = |domain, name| Place { domain, name, vsmmu: None };
@@ -225,7 +226,7 @@ fn a_replace_whose_commands_fail_leaves_the_old_domain_in_force() {
 fn a_replace_on_an_smmu_that_stops_is_refused_and_aborts() {
     for fault in [Fault::Stuck, Fault::IllegalForever] {
         let shape = Shape { relax_ns: 200_000, ..Shape::of(2, SmmuConfig::qemu()) };
-        let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+        let bench = boot(&shape);
         let nest = bench.nest(0, 0, SCRATCH, 1).unwrap();
         let domain = nest.domain(&bench).unwrap();
         bench.attach(0, 0, 0).unwrap();

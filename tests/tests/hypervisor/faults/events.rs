@@ -1,6 +1,6 @@
 //! Floods of events: the work of a call is bounded, counts are right, and nothing of a guest's is shown.
 
-use crate::world::{State, World};
+use super::world::{State, World};
 use abi::{Function, Statistic, Status};
 use std::collections::BTreeMap;
 use tests::bench::{Bench, SCRATCH, Shape};

@@ -1,5 +1,6 @@
 //! Before a reset or power-off is passed on, guests' streams are detached and their memory is wiped.
 
+use crate::boot;
 use abi::{Function, Status};
 use hyp::memory::Progress;
 use tests::bench::{Bench, SCRATCH, Shape};
@@ -12,7 +13,7 @@ const SECRET: u64 = 0x5ec2_e75e_c2e7_0001;
 /// A guest with a device behind each SMMU and scattered pages that hold a secret.
 fn with_secrets() -> (Bench, Vec<u64>) {
     let shape = Shape { relax_ns: 200_000, ..Shape::of(3, SmmuConfig::qemu()) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let guest = bench.guest().unwrap();
     (0..3).for_each(|smmu| bench.attach(smmu, 1, guest).unwrap());
     let pages: Vec<u64> = (0..40).map(|n| SCRATCH + n * 0x7_3000).collect();

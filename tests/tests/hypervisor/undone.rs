@@ -1,6 +1,7 @@
 //! Calls about domains, vSMMUs and nested streams whose allocations or commands fail, each in turn: everything is as it was, or its pages are
 //! quarantined.
 
+use crate::boot;
 use abi::{Function, Statistic, Status, attach};
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::model::smmu::Fault;
@@ -21,7 +22,7 @@ struct Ready {
 
 fn ready(config: SmmuConfig) -> Ready {
     let shape = Shape { relax_ns: 200_000, ..Shape::of(2, config) };
-    let bench = Bench::boot(&shape).unwrap_or_else(|error| panic!("{error}"));
+    let bench = boot(&shape);
     let guest = bench.guest().unwrap();
     let domain = bench.guest_domain(guest, 16, Stage1::UNITS).unwrap();
     let host = bench.nest(0, 0, SCRATCH, 1).unwrap();

@@ -2,10 +2,7 @@
 //! host's CPUs reach at that moment what they reached before the call or will after it, never two owners one page, and never memory that is still to
 //! be wiped. Calls on other CPUs end, or wait for a lock without touching the machine, and end when the CPU goes on.
 
-#[allow(dead_code)]
-#[path = "faults/world.rs"]
-mod world;
-
+use super::world::{BLOCK, State, World, calls};
 use abi::{Function, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
@@ -17,7 +14,6 @@ use tests::model::smmu::config::SmmuConfig;
 use tests::model::stage2::{Leaf, Stage2Config, all_leaves};
 use tests::oracle::{self, Owners};
 use tests::record::owner_of;
-use world::{BLOCK, State, World, calls};
 
 const PAGES: usize = (RAM_BYTES >> 12) as usize;
 /// Nobody: what a page that is nobody's, or a stream that is unattached, has.

@@ -1,6 +1,7 @@
 //! What the driver is told, in its own queue.
 
-use super::{boot, good, stage1};
+use super::stage1;
+use crate::{boot, good};
 use abi::{Function, Status};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
 use tests::driver::{BYPASS, CMDQEN, Driver, EVENTQEN, Layout, SMMUEN, faults, reg, tlbi_asid};

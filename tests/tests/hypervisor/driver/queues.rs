@@ -1,6 +1,7 @@
 //! Command queues of every size, errors in them, and such that are not the host's.
 
-use super::{boot, good, kinds, stage1};
+use super::{kinds, stage1};
+use crate::{boot, good};
 use abi::{Function, Statistic};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape, interrupts_of};
 use tests::driver::{BYPASS, CMDQEN, Driver, EVENTQEN, Layout, SMMUEN, cfgi_ste, reg, sync_to, tlbi_asid};

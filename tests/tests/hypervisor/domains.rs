@@ -1,21 +1,13 @@
 //! Domains of a guest that map its memory where they want.
 
+use crate::{boot, good};
 use abi::{Function, Reason, Status, domain_options};
-use tests::bench::{Bench, SCRATCH, Shape};
+use tests::bench::{SCRATCH, Shape};
 use tests::calls::incompatible;
 use tests::model::smmu::config::SmmuConfig;
 use tests::nest::ARENA;
-use tests::oracle;
 
 const BLOCK: u64 = 2 << 20;
-
-fn boot(shape: &Shape) -> Bench {
-    Bench::boot(shape).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn good(bench: &Bench, when: &str) {
-    oracle::check(bench).unwrap_or_else(|text| panic!("{when}: {text}"));
-}
 
 /// One domain serves streams behind every SMMU, each with a tag of its own, and what is unmapped is forgotten by all.
 fn one_domain_behind(smmus: usize, config: SmmuConfig) {

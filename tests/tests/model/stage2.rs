@@ -1,5 +1,4 @@
-//! The model itself, driven with hand-encoded registers, commands and tables (IHI 0070, DDI 0487): before it judges the
-//! hypervisor it has to be right itself, and each rule has to be able to fail.
+//! The model's stage 2 and its rules of registers, commands and invalidation, driven with hand-encoded ones (IHI 0070, DDI 0487).
 
 use tests::model::device::Dma;
 use tests::model::smmu::Fault;
