@@ -1,6 +1,8 @@
 //! `cargo xtask test`: everything that can fail, with one line at the end that says whether something did.
 
-use std::io::{BufRead, BufReader};
+mod tally;
+
+use std::io::{BufRead, BufReader, pipe};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use crate::machine::{Shape, check};
 use crate::setup::linux::DEFAULT;
 use crate::workspace::Workspace;
 use crate::{image, panics, setup};
+use tally::Tally;
 
 /// Options of `test`.
 #[derive(Args, Debug)]
@@ -48,20 +51,6 @@ const CASES: &[Case] = &[
 /// When a run in QEMU that has no outcome is ended.
 const TIMEOUT: Duration = Duration::from_secs(240);
 
-/// How many tests passed and failed.
-#[derive(Default)]
-struct Tally {
-    passed: u64,
-    failed: u64,
-}
-
-impl Tally {
-    fn add(&mut self, passed: u64, failed: u64) {
-        self.passed += passed;
-        self.failed += failed;
-    }
-}
-
 /// Runs all tests.
 ///
 /// # Errors
@@ -73,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let mut tally = Tally::default();
     if !arguments.qemu_only {
         on_this_machine(&workspace, &mut tally)?;
-        panics(&workspace, &mut tally)?;
+        tally.time("panics", |tally| panics(&workspace, tally))?;
     }
     if !arguments.no_qemu {
         in_qemu(&workspace, &mut tally)?;
@@ -81,37 +70,63 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         linux(&workspace, &mut tally)?;
     }
     println!("\nall tests took {} seconds", started.elapsed().as_secs());
-    println!("{} passed, {} failed", tally.passed, tally.failed);
+    println!("{tally}");
     Ok(tally.failed == 0 && tally.passed != 0)
 }
 
 /// Unit, property and model tests: everything that cargo knows.
 fn on_this_machine(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     println!("tests on this machine: cargo test --workspace");
-    let mut cargo = workspace.cargo();
-    cargo.args(["test", "--workspace", "--no-fail-fast"]).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = cargo.spawn().context("cargo cannot be started")?;
-    let mut counted = Tally::default();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).lines() {
-            let line = line?;
-            if let Some((passed, failed)) = cargo_result(&line) {
-                counted.add(passed, failed);
-            }
-            // Of thousands of lines, those that say "ok" are of no use to a reader.
-            if !line.is_empty() && !line.ends_with("... ok") && !line.starts_with("running ") {
-                println!("{line}");
-            }
+    let tests = || {
+        let mut cargo = workspace.cargo();
+        cargo.args(["test", "--workspace", "--no-fail-fast"]).stdin(Stdio::null());
+        cargo
+    };
+    let built = tally.time("the tests on this machine are built", |_| tests().arg("--no-run").status());
+    if !built.context("cargo cannot be started")?.success() {
+        tally.add(0, 1);
+        return Ok(());
+    }
+    // Cargo says on one of them which program it runs, and the program on the other how it went.
+    let (reader, writer) = pipe()?;
+    let mut cargo = tests();
+    let mut child =
+        cargo.stdout(writer.try_clone()?).stderr(writer).spawn().context("cargo cannot be started")?;
+    // It has the ends to write to, and the last one must be closed for this one to end.
+    drop(cargo);
+    let (mut passed, mut failed) = (0, 0);
+    let (mut program, mut since) = (String::new(), Instant::now());
+    for line in BufReader::new(reader).lines() {
+        let line = line?;
+        if let Some(name) = program_of(&line) {
+            (program, since) = (name, Instant::now());
+        } else if let Some(counts) = cargo_result(&line) {
+            tally.took(&program, since.elapsed());
+            (passed, failed) = (passed + counts.0, failed + counts.1);
+        }
+        // Of thousands of lines, those that say "ok" are of no use to a reader.
+        if !line.is_empty() && !line.ends_with("... ok") && !line.starts_with("running ") {
+            println!("{line}");
         }
     }
-    let status = child.wait()?;
-    if !status.success() && counted.failed == 0 {
-        // A test program that did not compile, or crashed, has no result line.
-        counted.failed = 1;
+    if !child.wait()?.success() && failed == 0 {
+        // A test program that crashed has no result line.
+        failed = 1;
     }
-    println!("on this machine: {} passed, {} failed\n", counted.passed, counted.failed);
-    tally.add(counted.passed, counted.failed);
+    println!("on this machine: {passed} passed, {failed} failed\n");
+    tally.add(passed, failed);
     Ok(())
+}
+
+/// Reads `Running tests/loom.rs (target/debug/deps/loom-0123456789abcdef)` and `Doc-tests abi`.
+fn program_of(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    if line.starts_with("Doc-tests ") {
+        return Some(line.to_owned());
+    }
+    let (source, path) = line.strip_prefix("Running ")?.strip_suffix(')')?.split_once(" (")?;
+    let (name, _) = path.rsplit('/').next()?.rsplit_once('-')?;
+    Some(format!("{name}, {source}"))
 }
 
 /// Reads `test result: ok. 12 passed; 0 failed; ...`.
@@ -134,7 +149,7 @@ fn panics(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 }
 
 fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    let (qemu, images) = prepare(workspace)?;
+    let (qemu, images) = tally.time("the images are built", |_| prepare(workspace))?;
     for case in CASES {
         let shape = Shape::new(case.smmus, case.cpus, case.memory.parse()?)?.with_mmio_disk();
         println!("QEMU, {}: {shape}, {:?}", case.name, case.entry);
@@ -160,7 +175,7 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             logs: workspace.logs()?,
         };
         let record = emulator::run(&run, &qemu, &images.software())?;
-        count(&record, tally);
+        count(case.name, &record, tally);
     }
     Ok(())
 }
@@ -170,15 +185,18 @@ const FUZZ_MINUTES: u64 = 2;
 
 /// A hostile host, with the oracle in the hypervisor: what was found once, whether a seed does the same twice, and two minutes with a new one.
 fn fuzz(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
-    let target = fuzz::in_qemu::Target::prepare(workspace)?;
+    let target =
+        tally.time("the image with the oracle is built", |_| fuzz::in_qemu::Target::prepare(workspace))?;
     println!("QEMU, recordings of tests/regressions");
-    let (passed, failed) = fuzz::replay_all(workspace, &target)?;
+    let (passed, failed) = tally.time("QEMU, recordings", |_| fuzz::replay_all(workspace, &target))?;
     tally.add(passed, failed);
     println!("QEMU, the same seed twice, with instructions counted");
-    let same = fuzz::in_qemu::is_repeatable(&target)?;
+    let same = tally.time("QEMU, the same seed twice", |_| fuzz::in_qemu::is_repeatable(&target))?;
     tally.add(same.into(), (!same).into());
     println!("QEMU, {FUZZ_MINUTES} minutes of random steps");
-    count(&fuzz::in_qemu::test(&target, FUZZ_MINUTES)?, tally);
+    // What it says, and how it ends, is shown as it comes.
+    tally.add_run("QEMU, random steps", &fuzz::in_qemu::test(&target, FUZZ_MINUTES)?);
+    println!();
     Ok(())
 }
 
@@ -228,26 +246,22 @@ fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             icount: false,
             bootargs: case.bootargs.into(),
         };
-        let software = machine.prepare(workspace)?;
+        let software = tally.time("Linux is prepared", |_| machine.prepare(workspace))?;
         let run = Run { show: false, ..machine.run(case.name, workspace, TIMEOUT, false)? };
         println!("QEMU, {}: {}, {}", case.name, run.shape, software.software.host.name);
-        count(&emulator::run(&run, &software.qemu, &software.software)?, tally);
+        count(case.name, &emulator::run(&run, &software.qemu, &software.software)?, tally);
     }
     Ok(())
 }
 
 /// Counts the checks of a run, and says how it went.
-fn count(record: &Record, tally: &mut Tally) {
-    let passed = record.console.passed().unwrap_or(0);
-    let mut failed = record.console.failed().unwrap_or(0);
+fn count(name: &str, record: &Record, tally: &mut Tally) {
+    let (passed, failed) = tally.add_run(&format!("QEMU, {name}"), record);
     if !record.passed() {
-        // A run that went wrong counts, also when it could not say which of its checks did.
-        failed = failed.max(1);
         for line in record.console.tail(30) {
             println!("    {line}");
         }
     }
-    tally.add(passed, failed);
     let seconds = record.elapsed.as_secs_f64();
     println!("{}: {passed} passed, {failed} failed ({seconds:.1} seconds)\n", record.sentence(TIMEOUT));
 }
@@ -263,5 +277,13 @@ mod tests {
         assert_eq!(cargo_result(line), Some((12, 3)));
         assert_eq!(cargo_result("test result: FAILED. 0 passed; 1 failed; 0 ignored"), Some((0, 1)));
         assert_eq!(cargo_result("test tests::ok ... ok"), None);
+    }
+
+    #[test]
+    fn cargo_says_which_program_runs() {
+        let line = "     Running unittests src/lib.rs (target/debug/deps/hyp_iommu-0ad32cbf9ffaa772)";
+        assert_eq!(program_of(line).as_deref(), Some("hyp_iommu, unittests src/lib.rs"));
+        assert_eq!(program_of("   Doc-tests abi").as_deref(), Some("Doc-tests abi"));
+        assert_eq!(program_of("running 12 tests"), None);
     }
 }
