@@ -18,7 +18,7 @@ const TESTS: [&[&str]; 6] = [
     &["--package", "hyp", "--lib"],
     &["--package", "host-shim", "--lib"],
     &["--package", "smmuv3", "--test", "loom"],
-    &["--package", "hyp", "--test", "loom"],
+    &["--package", "hyp-loom"],
     &["--package", "tests"],
 ];
 

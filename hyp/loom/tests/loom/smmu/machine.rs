@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use hyp::platform::{Heap, Platform};
+use hyp_loom::platform::{Heap, Platform};
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::command::Command;

@@ -1,0 +1,38 @@
+//! What several CPUs do at once, in every order, on the hypervisor's own sources: the library with locks of loom's.
+//!
+//! The model of the command queue sees memory as loom allows it, stale values included. In the others memory is sequentially consistent, the whole hypervisor runs on
+//! the model machine, and what is tried is who goes on: calls, traps of an emulated SMMU's driver, devices, CPUs of the host. In the end, and whenever a page is
+//! wiped or a tag is freed, nobody may reach what is not his. Then something is left out or done in the wrong order, and loom must find a failure.
+
+mod bus;
+mod emulation;
+mod explore;
+mod mistake;
+mod ownership;
+mod tags;
+mod world;
+
+/// For the sources below, as in the library.
+mod platform {
+    pub use hyp_loom::platform::Platform;
+}
+
+/// As in the library.
+mod sync {
+    pub use hyp_loom::sync::{Guarded, Mutex, MutexGuard, Rank};
+}
+
+/// The sources of the command queue, which the library shows nobody.
+mod smmu {
+    #[allow(dead_code)]
+    #[path = "../../../../src/smmu/command_queue.rs"]
+    mod command_queue;
+    #[path = "../../../../src/smmu/global_error.rs"]
+    mod global_error;
+    mod machine;
+    mod posting;
+
+    mod registers {
+        pub use hyp_loom::smmu::{Registers, TIMEOUT_NS};
+    }
+}
