@@ -2,6 +2,8 @@
 //!
 //! It is written against [`platform::Platform`], so the aarch64 image and the model machine of `tests` run the same code.
 
+// The unit tests are for the locks that `hyp` has: `hyp-loom`, which builds these sources with loom's, runs none.
+#![cfg(not(all(loom, test)))]
 #![no_std]
 #![forbid(unsafe_code)]
 
