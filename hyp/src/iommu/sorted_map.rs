@@ -19,7 +19,7 @@ pub(super) struct SortedMap {
     count: u64,
 }
 
-/// Why a pair was not added. Nothing is changed.
+/// Why there is no room for a pair. Nothing is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum InsertError {
     /// The key is there.
@@ -31,6 +31,26 @@ pub(super) enum InsertError {
         /// log2 of the pages.
         order: u8,
     },
+}
+
+/// Room for one key more.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct Room {
+    key: u64,
+    /// The index that it will have.
+    place: u64,
+    /// Pages that all pairs move to, and log2 of how many.
+    taken: Option<(PhysAddr, u8)>,
+}
+
+impl Room {
+    /// Gives the pages back: nothing is added.
+    pub fn give_back(self, pages: &mut impl Pages) {
+        if let Some((base, order)) = self.taken {
+            pages.give_run(base, order);
+        }
+    }
 }
 
 impl SortedMap {
@@ -96,38 +116,46 @@ impl SortedMap {
         Some((key, value))
     }
 
-    /// Adds a pair.
+    /// Takes the pages, if any, that the map needs for a key that it has not. The map is as it was.
     ///
     /// # Errors
-    /// [`InsertError`]; nothing is changed.
-    pub fn insert(
-        &mut self,
+    /// [`InsertError`]; nothing is taken.
+    pub fn make_room(
+        &self,
         memory: &impl Memory,
         key: u64,
-        value: u64,
         pages: &mut impl Pages,
-    ) -> Result<(), InsertError> {
+    ) -> Result<Room, InsertError> {
         let (place, found) = self.search(memory, key);
         if found {
             return Err(InsertError::Present);
         }
-        if self.count == 0 || self.count == Self::capacity(self.order) {
-            self.grow(memory, pages)?;
+        let order = match self.count {
+            0 => 0,
+            count if count == Self::capacity(self.order) => self.order + 1,
+            _ => return Ok(Room { key, place, taken: None }),
+        };
+        if order > MAX_ORDER {
+            return Err(InsertError::Full);
+        }
+        let base = pages.take_run(order).ok_or(InsertError::NoMemory { order })?;
+        Ok(Room { key, place, taken: Some((base, order)) })
+    }
+
+    /// Adds a pair where [`SortedMap::make_room`] made room, since when the map has not changed.
+    pub fn insert_into(&mut self, memory: &impl Memory, room: Room, value: u64, pages: &mut impl Pages) {
+        let Room { key, place, taken } = room;
+        if let Some((base, order)) = taken {
+            self.move_to(memory, base, order, pages);
         }
         for index in (place..self.count).rev() {
             memory.write_pair(self.at(index + 1), memory.read_pair(self.at(index)));
         }
         memory.write_pair(self.at(place), [key, value]);
         self.count += 1;
-        Ok(())
     }
 
-    fn grow(&mut self, memory: &impl Memory, pages: &mut impl Pages) -> Result<(), InsertError> {
-        let order = if self.count == 0 { 0 } else { self.order + 1 };
-        if order > MAX_ORDER {
-            return Err(InsertError::Full);
-        }
-        let base = pages.take_run(order).ok_or(InsertError::NoMemory { order })?;
+    fn move_to(&mut self, memory: &impl Memory, base: PhysAddr, order: u8, pages: &mut impl Pages) {
         for index in 0..self.count {
             let offset = index * PAIR_BYTES;
             memory.write_pair(base.offset(offset), memory.read_pair(self.base.offset(offset)));
@@ -136,7 +164,6 @@ impl SortedMap {
             pages.give_run(self.base, self.order);
         }
         (self.base, self.order) = (base, order);
-        Ok(())
     }
 
     /// Removes a key; its value.
@@ -160,6 +187,20 @@ mod tests {
     use super::*;
     use crate::smmu::fake::{Fake, FakePages};
     use std::collections::BTreeMap;
+
+    impl SortedMap {
+        fn insert(
+            &mut self,
+            memory: &impl Memory,
+            key: u64,
+            value: u64,
+            pages: &mut impl Pages,
+        ) -> Result<(), InsertError> {
+            let room = self.make_room(memory, key, pages)?;
+            self.insert_into(memory, room, value, pages);
+            Ok(())
+        }
+    }
 
     #[test]
     fn it_is_a_map_that_grows_and_gives_its_pages_back() {
@@ -190,6 +231,9 @@ mod tests {
         let mut pages = FakePages::new();
         let mut map = SortedMap::new();
         (0..256).for_each(|key| map.insert(&fake, key, key, &mut pages).unwrap());
+        let left = pages.left;
+        map.make_room(&fake, 256, &mut pages).unwrap().give_back(&mut pages);
+        assert_eq!(pages.left, left);
         pages.left = 0;
         assert_eq!(map.insert(&fake, 256, 0, &mut pages), Err(InsertError::NoMemory { order: 1 }));
         assert!((0..256).all(|key| map.get(&fake, key) == Some(key)) && map.get(&fake, 256).is_none());

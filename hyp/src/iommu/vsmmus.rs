@@ -157,17 +157,21 @@ impl Iommu {
             }
         }
         let record = VsmmuStream::new(place, virtual_stream, None);
-        let streams = registry.streams.get_mut(usize::from(smmu)).ok_or(Refused::UnknownSmmu)?;
-        streams.insert(p, u64::from(stream), record.0, pages)?;
-        let virtual_streams = registry.vsmmu_mut(place).map(|vsmmu| &mut vsmmu.streams);
-        let added = virtual_streams.map_or(Err(InsertError::Full), |map| {
-            map.insert(p, u64::from(virtual_stream), u64::from(stream), pages)
-        });
-        if let Err(error) = added {
-            if let Some(streams) = registry.streams.get_mut(usize::from(smmu)) {
-                streams.remove(p, u64::from(stream), pages);
+        let streams = registry.streams.get(usize::from(smmu)).ok_or(Refused::UnknownSmmu)?;
+        let virtual_streams = &registry.vsmmu(place)?.streams;
+        let room = streams.make_room(p, u64::from(stream), pages)?;
+        let virtual_room = match virtual_streams.make_room(p, virtual_stream.into(), pages) {
+            Ok(virtual_room) => virtual_room,
+            Err(error) => {
+                room.give_back(pages);
+                return Err(error.into());
             }
-            return Err(error.into());
+        };
+        if let Some(streams) = registry.streams.get_mut(usize::from(smmu)) {
+            streams.insert_into(p, room, record.0, pages);
+        }
+        if let Some(vsmmu) = registry.vsmmu_mut(place) {
+            vsmmu.streams.insert_into(p, virtual_room, u64::from(stream), pages);
         }
         Ok(())
     }

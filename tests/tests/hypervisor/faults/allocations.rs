@@ -103,9 +103,9 @@ fn without_memory(config: SmmuConfig, function: Function) -> bool {
 }
 
 /// Whether a call that failed may have kept pages, which it uses when it is made again: a level-2 stream table that the SMMU may have seen; when
-/// there were too few, tables for the next top up; room in the first of two maps.
+/// there were too few, tables for the next top up.
 fn keeps(function: Function) -> bool {
-    matches!(function, Function::StreamAttach | Function::PoolTopUp | Function::VsmmuAddStream)
+    matches!(function, Function::StreamAttach | Function::PoolTopUp)
 }
 
 /// The names of those that answered NO_MEMORY.
