@@ -136,6 +136,6 @@ fn a_tag_is_flushed_when_no_ste_has_it() {
 
 #[test]
 fn the_smmu_forgets_the_ste_before_the_flush() {
-    DETACHED.finds(Mistake::CfgiLeftOut, CACHED, ONCE);
-    DETACHED.finds(Mistake::SyncNotAwaited, CACHED, ONCE);
+    DETACHED.finds(Mistake::CfgiLeftOut, "SMMU 0 caches", ONCE);
+    DETACHED.finds(Mistake::SyncNotAwaited, "is wiped while SMMU 0 caches", ONCE);
 }
