@@ -71,6 +71,7 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
     unsafe { mmu.enable() };
 
     platform::look_at_cpu();
+    platform::start_event_stream();
     // SAFETY: the tree is mapped and nobody writes it: EL1 does not run yet.
     let tree_bytes =
         unsafe { slice::from_raw_parts(tree.start().0 as *const u8, tree.size_bytes() as usize) };
@@ -104,6 +105,7 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
 /// A CPU on which the host cannot run is turned off again, alone: guests may have memory by now, which only the host's own
 /// ways to end the machine wipe.
 pub extern "C" fn boot_secondary(own: &'static Cpu) -> ! {
+    platform::start_event_stream();
     let entered = platform::compare_cpu().and_then(|()| enter_stage2());
     let (start, context) = own.take_start();
     if let Err(reason) = entered {

@@ -261,7 +261,8 @@ fn write_floating_point(ids: &Ids) {
 fn write_timers(ids: &Ids) {
     // SAFETY: EL2 uses the physical counter only, which none of these changes.
     unsafe {
-        write_sysreg!("cnthctl_el2", 0b11); // EL1PCTEN, EL1PCEN
+        let event_stream = read_sysreg!("cnthctl_el2");
+        write_sysreg!("cnthctl_el2", event_stream | 0b11); // EL1PCTEN, EL1PCEN
         write_sysreg!("cntvoff_el2", 0);
         if feature(ids.mmfr0, 60) == 2 {
             write_sysreg!("S3_4_C14_C0_6", 0); // CNTPOFF_EL2

@@ -7,18 +7,21 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use buddy_system_allocator::Heap as Buddies;
 use hyp::platform::{Heap, Platform};
+use hyp::sync::Mutex;
 use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::Memory;
-use spin::Mutex;
 
 use super::cpu;
-use super::registers::{self, data_line_bytes, feature, field, read_counter, read_sysreg};
+use super::registers::{self, data_line_bytes, feature, field, read_counter, read_sysreg, write_sysreg};
 
 const PAGE_BYTES: u64 = 0x1000;
 /// Above this many pages the whole VMID is invalidated: that costs refills, a loop costs instructions.
 const MAX_INVALIDATED_ONE_BY_ONE: u64 = 16;
 /// The largest run of the heaps is `4096 << MAX_ORDER` bytes.
 const MAX_ORDER: u8 = 19;
+
+/// CNTHCTL_EL2.EVNTEN.
+const EVENT_STREAM: u64 = 1 << 2;
 
 /// Nanoseconds in a tick of the counter, times 2^32.
 static NS_PER_TICK: AtomicU64 = AtomicU64::new(0);
@@ -36,6 +39,15 @@ pub fn look_at_cpu() {
     NS_PER_TICK.store((1_000_000_000 << 32) / ticks_per_second, Ordering::Relaxed);
     LINE_BYTES.store(data_line_bytes(), Ordering::Relaxed);
     ZEROING.store(if has_memory_set() { ZERO_BY_SET } else { zva_block_bytes() }, Ordering::Relaxed);
+}
+
+/// Has this CPU woken from WFE about every microsecond: whoever waits for a lock looks again then. Called on each CPU before it takes one.
+pub fn start_event_stream() {
+    // A transition of bit EVNTI, from 0 to 1, is an event: one in 2^(EVNTI + 1) ticks.
+    let microsecond = read_sysreg!("cntfrq_el0") / 1_000_000;
+    let bit = microsecond.checked_ilog2().unwrap_or(0).saturating_sub(1).min(15);
+    // SAFETY: the host does not run on this CPU yet, and gets what else is in this register before it does.
+    unsafe { write_sysreg!("cnthctl_el2", EVENT_STREAM | u64::from(bit) << 4) };
 }
 
 /// Whether another CPU can go by what [`look_at_cpu`] has found on the first one. The error says what [`Platform::wipe`] lacks.
