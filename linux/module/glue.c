@@ -11,14 +11,15 @@
 #include <linux/miscdevice.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/mutex.h>
 #include <linux/of.h>
 #include <linux/of_address.h>
 #include <linux/pci.h>
+#include <linux/rwsem.h>
 #include <linux/uaccess.h>
 
 /* src/kernel.rs */
 int hyp_iommu_probe(void);
+bool hyp_iommu_is_served_beside(u32 number);
 int hyp_iommu_serve(u32 number, u64 *record);
 
 /* For src/kernel.rs. */
@@ -31,8 +32,8 @@ void __noreturn hyp_iommu_bug(void);
 
 #define RECORD_WORDS 5
 
-/* One request at a time. */
-static DEFINE_MUTEX(requests);
+/* Shared by calls; a request that uses a page, or changes which there are, has it alone. */
+static DECLARE_RWSEM(requests);
 
 /* Pages outlive the program that asked for them, and so the module must stay. */
 u64 hyp_iommu_allocate(u32 order)
@@ -103,10 +104,17 @@ static long device_ioctl(struct file *file, unsigned int number, unsigned long a
 		return -EPERM;
 	if (copy_from_user(record, (void __user *)argument, sizeof(record)))
 		return -EFAULT;
-	if (mutex_lock_interruptible(&requests))
-		return -ERESTARTSYS;
-	status = hyp_iommu_serve(number, record);
-	mutex_unlock(&requests);
+	if (hyp_iommu_is_served_beside(number)) {
+		if (down_read_interruptible(&requests))
+			return -ERESTARTSYS;
+		status = hyp_iommu_serve(number, record);
+		up_read(&requests);
+	} else {
+		if (down_write_killable(&requests))
+			return -ERESTARTSYS;
+		status = hyp_iommu_serve(number, record);
+		up_write(&requests);
+	}
 	if (!status && copy_to_user((void __user *)argument, record, sizeof(record)))
 		return -EFAULT;
 	return status;

@@ -5,7 +5,7 @@ use core::panic::PanicInfo;
 
 use host_shim::call::Caller;
 use hyp_iommu_uapi::Record;
-use spin::Mutex;
+use spin::RwLock;
 
 use crate::pages::Run;
 use crate::service::{self, Kernel, Service};
@@ -66,7 +66,7 @@ impl Kernel for Linux {
     }
 
     fn load(&self, address: u64) -> u64 {
-        // SAFETY: `Service` asked whether the word is in a page that it allocated and that the host owns, and serves one request at a time.
+        // SAFETY: `Service` asked whether the word is in a page that it allocated and that the host owns, and serves the request alone.
         unsafe { hyp_iommu_load(address) }
     }
 
@@ -81,7 +81,7 @@ impl Kernel for Linux {
 }
 
 /// Never waited for: `glue.c` has a lock of Linux's around every request, in which a task may sleep.
-static SERVICE: Mutex<Service> = Mutex::new(Service::new());
+static SERVICE: RwLock<Service> = RwLock::new(Service::new());
 
 /// Zero, or an error number below zero.
 fn answer(result: Result<(), service::Errno>) -> i32 {
@@ -94,10 +94,20 @@ extern "C" fn hyp_iommu_probe() -> i32 {
     answer(service::probe(&Linux))
 }
 
-/// Serves a request, one at a time.
+/// Whether a request may be served while others of these are: `glue.c` has its lock shared then.
+#[unsafe(no_mangle)]
+extern "C" fn hyp_iommu_is_served_beside(number: u32) -> bool {
+    service::is_served_beside(number)
+}
+
+/// Serves a request.
 #[unsafe(no_mangle)]
 extern "C" fn hyp_iommu_serve(number: u32, record: &mut Record) -> i32 {
-    let Some(mut service) = SERVICE.try_lock() else { hyp_iommu_bug() };
+    if service::is_served_beside(number) {
+        let Some(service) = SERVICE.try_read() else { hyp_iommu_bug() };
+        return answer(service.serve_beside(&Linux, number, record));
+    }
+    let Some(mut service) = SERVICE.try_write() else { hyp_iommu_bug() };
     answer(service.serve(&Linux, number, record))
 }
 

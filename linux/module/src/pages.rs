@@ -13,9 +13,14 @@ pub struct Run {
 }
 
 impl Run {
-    /// Whether all of a range is in it.
-    const fn contains(&self, start: u64, size: u64) -> bool {
-        start >= self.start && size <= self.size && start - self.start <= self.size - size
+    /// Whether an address is in it.
+    const fn contains(&self, address: u64) -> bool {
+        address >= self.start && address - self.start < self.size
+    }
+
+    /// The address after the last byte.
+    const fn end(&self) -> u64 {
+        self.start.saturating_add(self.size)
     }
 }
 
@@ -60,9 +65,17 @@ impl Pages {
         }
     }
 
-    /// Whether a range is all in one run.
+    /// Whether a range is all in runs, of which each begins where the one before ends. One without bytes is where its first address is.
     pub fn contain(&self, start: u64, size: u64) -> bool {
-        self.runs.iter().flatten().any(|run| run.contains(start, size))
+        let Some(end) = start.checked_add(size) else { return false };
+        let mut at = start;
+        loop {
+            let Some(run) = self.runs.iter().flatten().find(|run| run.contains(at)) else { return false };
+            at = run.end();
+            if at >= end {
+                return true;
+            }
+        }
     }
 
     /// The run with an index, in the order of their places.
@@ -82,16 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_is_in_one_run_or_not_there() {
+    fn a_range_is_in_neighbouring_runs_or_not_there() {
         let mut pages = Pages::new();
-        pages.add(Run { start: 0x8000, size: 0x2000 });
         pages.add(Run { start: 0xa000, size: 0x1000 });
-        assert!(
-            pages.contain(0x8000, 0x2000) && pages.contain(0x9000, 0x1000) && pages.contain(0xa000, 0x1000)
-        );
-        for (start, size) in
-            [(0x8000, 0x3000), (0x7000, 0x1000), (0xb000, 1), (0x9000, u64::MAX), (u64::MAX, 2)]
-        {
+        pages.add(Run { start: 0x8000, size: 0x2000 });
+        pages.add(Run { start: 0xc000, size: 0x1000 });
+        let there = [(0x8000, 0x2000), (0x9000, 0x1000), (0xa000, 0x1000), (0x8000, 0x3000), (0x9ff8, 0x10)];
+        for (start, size) in there {
+            assert!(pages.contain(start, size), "{start:#x} {size:#x}");
+        }
+        let not_there = [
+            (0x8000, 0x3001),
+            (0x7000, 0x1000),
+            (0x7000, 0x2000),
+            (0xa000, 0x3000),
+            (0xb000, 1),
+            (0xb000, 0),
+        ];
+        for (start, size) in not_there.into_iter().chain([(0x9000, u64::MAX), (u64::MAX, 2), (u64::MAX, 0)]) {
             assert!(!pages.contain(start, size), "{start:#x} {size:#x}");
         }
     }

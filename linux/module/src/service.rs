@@ -63,7 +63,13 @@ pub fn probe(kernel: &impl Kernel) -> Result<(), Errno> {
     if version >> 16 != u64::from(abi::VERSION >> 16) { Err(Errno::Protocol) } else { Ok(()) }
 }
 
-/// What the module keeps. Requests are served one at a time, so that what the hypervisor said of a page holds until it is used.
+/// Whether a request is served beside others of its kind ([`Service::serve_beside`]), and not alone ([`Service::serve`]).
+pub fn is_served_beside(number: u32) -> bool {
+    matches!(Request::from_number(number), Some(Request::Version | Request::Call | Request::Pages))
+}
+
+/// What the module keeps. Calls are made by several CPUs at once; a request that uses a page, or changes which there are, is served alone,
+/// so that what the hypervisor said of the page holds until then.
 #[derive(Debug, Default)]
 pub struct Service {
     pages: Pages,
@@ -82,14 +88,12 @@ impl Service {
     /// The request is not one, or was refused; nothing changed. What the hypervisor refuses is no error here: its status is in the
     /// record.
     pub fn serve(&mut self, kernel: &impl Kernel, number: u32, record: &mut Record) -> Result<(), Errno> {
-        let request = Request::from_number(number).ok_or(Errno::NoRequest)?;
-        if record.iter().skip(request.words()).any(|&word| word != 0) {
-            return Err(Errno::Invalid);
-        }
+        let request = asked(number, record)?;
         let [word0, word1, ..] = *record;
         *record = match request {
-            Request::Version => [VERSION.into(), kernel.version().map_err(|_| Errno::Io)?, 0, 0, 0],
-            Request::Call => self.call(kernel, *record)?,
+            Request::Version | Request::Call | Request::Pages => {
+                return self.serve_beside(kernel, number, record);
+            }
             Request::Allocate => {
                 let run = self.allocate(kernel, word0)?;
                 [run.start, run.size, 0, 0, 0]
@@ -97,10 +101,6 @@ impl Service {
             Request::Free => {
                 self.free(kernel, word0)?;
                 [0; 5]
-            }
-            Request::Pages => {
-                let run = self.pages.nth(word0).ok_or(Errno::NoEntry)?;
-                [run.start, run.size, 0, 0, 0]
             }
             Request::Read => {
                 self.check_word(kernel, word0)?;
@@ -115,12 +115,38 @@ impl Service {
         Ok(())
     }
 
+    /// Serves a request of [`is_served_beside`], with others of these meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::serve`]; any other request is [`Errno::NoRequest`].
+    pub fn serve_beside(&self, kernel: &impl Kernel, number: u32, record: &mut Record) -> Result<(), Errno> {
+        let request = asked(number, record)?;
+        let [word0, ..] = *record;
+        *record = match request {
+            Request::Version => [VERSION.into(), kernel.version().map_err(|_| Errno::Io)?, 0, 0, 0],
+            Request::Call => self.call(kernel, *record)?,
+            Request::Pages => {
+                let run = self.pages.nth(word0).ok_or(Errno::NoEntry)?;
+                [run.start, run.size, 0, 0, 0]
+            }
+            Request::Allocate | Request::Free | Request::Read | Request::Write => {
+                return Err(Errno::NoRequest);
+            }
+        };
+        Ok(())
+    }
+
     /// Makes a call, if it cannot hurt Linux: what takes memory away takes only pages that the module allocated, and no device goes
-    /// that Linux drives. What needs stage-1 tables in the caller's memory is not offered.
+    /// that Linux drives. What needs stage-1 tables in the caller's memory is not offered. The oracle of an image for tests only looks; any
+    /// other hypervisor has no such call.
     fn call(&self, kernel: &impl Kernel, record: Record) -> Result<Record, Errno> {
         let [id, arguments @ ..] = record;
         let id = u32::try_from(id).map_err(|_| Errno::NotAllowed)?;
         let [x1, x2, ..] = arguments;
+        if id == abi::oracle::FUNCTION {
+            return Ok(kernel.call_raw(id, arguments));
+        }
         match Function::from_id(id).ok_or(Errno::NotAllowed)? {
             Function::MemShare
             | Function::MemUnshare
@@ -217,6 +243,12 @@ impl Service {
             _ => Err(Errno::Busy),
         }
     }
+}
+
+/// The request with this number, if its record uses no other words than it has.
+fn asked(number: u32, record: &Record) -> Result<Request, Errno> {
+    let request = Request::from_number(number).ok_or(Errno::NoRequest)?;
+    if record.iter().skip(request.words()).any(|&word| word != 0) { Err(Errno::Invalid) } else { Ok(request) }
 }
 
 /// The ownership unit, which is at least a page.

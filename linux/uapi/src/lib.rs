@@ -10,7 +10,7 @@
 pub const PATH: &str = "/dev/hyp-iommu";
 
 /// Version of these requests: major in bits 31:16 (a change that breaks programs), minor in bits 15:0 (an addition).
-pub const VERSION: u32 = 1 << 16;
+pub const VERSION: u32 = 1 << 16 | 1;
 
 /// What a request carries both ways.
 pub type Record = [u64; 5];

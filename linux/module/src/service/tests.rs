@@ -36,6 +36,9 @@ impl Caller for Fake {
     fn call_raw(&self, id: u32, [x1, x2, x3, _]: [u64; 4]) -> [u64; 5] {
         self.calls.borrow_mut().push(id);
         let mut owners = self.owners.borrow_mut();
+        if id == abi::oracle::FUNCTION {
+            return [Status::NotSupported.to_register(), 0, 0, 0, 0];
+        }
         match Function::from_id(id).expect("only calls of the interface are made") {
             Function::CallUid => {
                 let [x0, x1, x2, x3] = abi::UID.map(u64::from);
@@ -212,6 +215,36 @@ fn what_needs_memory_of_the_caller_and_what_is_no_call_is_not_made() {
     for id in [0, 0x8400_0008, 0xc600_ffff, 1 << 32 | u64::from(Function::Version.id())] {
         assert_eq!(ask(&mut service, &kernel, Request::Call, &[id]), Err(Errno::NotAllowed), "{id:#x}");
     }
+}
+
+#[test]
+fn the_oracle_is_the_hypervisors_to_refuse() {
+    let (mut service, kernel) = (Service::new(), Fake::new());
+    let words = [abi::oracle::FUNCTION.into(), abi::oracle::request::ALL];
+    let answer = ask(&mut service, &kernel, Request::Call, &words).expect("it is made");
+    assert_eq!(answer[0], Status::NotSupported.to_register());
+    assert_eq!(*kernel.calls.borrow(), [abi::oracle::FUNCTION]);
+}
+
+#[test]
+fn only_what_uses_no_page_is_served_beside_others() {
+    let (mut service, kernel) = (Service::new(), Fake::new());
+    let [start, ..] = ask(&mut service, &kernel, Request::Allocate, &[UNIT]).expect("a page");
+    for request in Request::ALL {
+        let words = match request {
+            Request::Call => [Function::MemDonate.id().into(), start, UNIT, GUEST, 0],
+            _ => [0; 5],
+        };
+        let (mut alone, mut beside) = (words, words);
+        let number = request.number();
+        let outcome = service.serve_beside(&kernel, number, &mut beside);
+        if is_served_beside(number) {
+            assert_eq!((outcome, beside), (service.serve(&kernel, number, &mut alone), alone), "{request:?}");
+        } else {
+            assert_eq!((outcome, beside), (Err(Errno::NoRequest), words), "{request:?}");
+        }
+    }
+    assert!(!is_served_beside(0x5401) && kernel.made(Function::MemDonate));
 }
 
 #[test]
