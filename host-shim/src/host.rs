@@ -106,6 +106,12 @@ pub trait Host: Caller + Sync {
     /// How many SMMUs the checks know devices behind, which is what `SMMU_COUNT` should answer.
     fn smmus(&self) -> usize;
 
+    /// Makes a call of an attack, as [`Caller::call_raw`] does; `None` when who stands between this host and the hypervisor does not let
+    /// it through.
+    fn try_call(&self, id: u32, arguments: [u64; 4]) -> Option<[u64; 5]> {
+        Some(self.call_raw(id, arguments))
+    }
+
     /// The StreamID of a device behind an SMMU; `None` when that SMMU has no such device.
     fn stream(&self, smmu: usize, device: Device) -> Option<u32>;
 

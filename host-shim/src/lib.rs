@@ -10,6 +10,7 @@ pub mod bus;
 pub mod call;
 pub mod checks;
 pub mod devices;
+pub mod forbidden;
 pub mod host;
 pub mod hostile;
 pub mod pci;

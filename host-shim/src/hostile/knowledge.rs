@@ -156,8 +156,9 @@ impl Knowledge {
 
     /// Does an action.
     fn perform<H: Host + ?Sized>(&self, host: &H, action: &Action) -> Outcome {
+        let call = |id, arguments| host.try_call(id, arguments).map_or(Outcome::Nothing, Outcome::Answered);
         match *action {
-            Action::Call { id, arguments } => Outcome::Answered(host.call_raw(id, arguments)),
+            Action::Call { id, arguments } => call(id, arguments),
             Action::Invalidate { vsmmu, commands } => {
                 // Where no page is the host's any more, the call is the hypervisor's to refuse.
                 let mut pages = self.places.command_pages();
@@ -167,7 +168,7 @@ impl Knowledge {
                     let _ = host.cpu_store(address, 8, *word);
                 }
                 let arguments = [vsmmu, at, commands.len() as u64, 0];
-                Outcome::Answered(host.call_raw(Function::VsmmuInvalidate.id(), arguments))
+                call(Function::VsmmuInvalidate.id(), arguments)
             }
             Action::Load { address, bytes } => Outcome::Accessed(host.cpu_load(address, bytes)),
             Action::Store { address, bytes, value } => {

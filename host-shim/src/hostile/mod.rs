@@ -14,12 +14,15 @@ mod disturb;
 mod driver;
 mod interrupts;
 mod knowledge;
+pub mod oracle;
 mod outcome;
 mod places;
 mod step;
+mod tally;
 
 pub use action::Action;
 pub use disturb::disturb;
 pub use knowledge::Knowledge;
 pub use outcome::Outcome;
 pub use step::{Choices, STEP_BYTES, Step, steps};
+pub use tally::{Log, MAX_CPUS, Tally};

@@ -16,7 +16,7 @@ pub enum Outcome {
     Accessed(Result<u64, Abort>),
     /// How a device's access ended.
     Dma(Dma),
-    /// There is no such device.
+    /// This host cannot do it: there is no such device, or who stands between it and the hypervisor does not let it.
     Nothing,
 }
 

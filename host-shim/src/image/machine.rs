@@ -7,10 +7,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use host_shim::bus::Bus;
 use host_shim::call::{Caller, Calls};
 use host_shim::devices::{edu, nvme, testdev};
+use host_shim::forbidden;
 use host_shim::host::{Abort, Device, DiskError, Dma, Forbidden, Host, SCRATCH_BYTES, SideDoors, Transfer};
 use host_shim::pci::{self, Function};
 use host_shim::tree::{Run, Tree};
-use smmuv3::features::Features;
 
 /// The most SMMUs.
 const MAX_SMMUS: usize = 8;
@@ -226,56 +226,9 @@ fn spare(tree: &Tree, device_tree: Run, scratch: u64) -> Option<(u64, u64)> {
     (start < end).then(|| (start, end - start))
 }
 
-/// fw_cfg and the ITS of QEMU's `virt`.
-const FW_CFG: u64 = 0x0902_0000;
-const ITS: u64 = 0x0808_0000;
-
-/// Places of QEMU's `virt` that are not in the host's device tree, or that no device may reach.
-const DEVICES: [(&str, u64, bool); 12] = [
-    ("UART", 0x0900_0000, false),
-    ("RTC", 0x0901_0000, false),
-    ("flash", 0x0000_0000, false),
-    ("interrupt distributor", 0x0800_0000, false),
-    ("redistributor", 0x080a_0000, false),
-    ("ITS registers", ITS, false),
-    ("fw_cfg", FW_CFG, true),
-    ("fw_cfg DMA", 0x0902_0010, true),
-    ("virtio-mmio, first", 0x0a00_0000, true),
-    ("virtio-mmio, middle", 0x0a00_1e00, true),
-    ("virtio-mmio, last", 0x0a00_3e00, true),
-    ("virtio-mmio, queue ready", 0x0a00_0040, true),
-];
-
 /// virtio-mmio of QEMU's `virt`: the first transport, and how many there are.
 const VIRTIO_MMIO: u64 = 0x0a00_0000;
 const VIRTIO_MMIO_COUNT: u64 = 32;
-
-/// The PL011's identification register: readable, no side effect.
-const UART_PERIPHERAL_ID: u64 = 0x0900_0fe0;
-
-/// Offsets into an SMMU's registers: IDR0, CR0, GBPA, STRTAB_BASE, CMDQ_BASE, CMDQ_PROD, the last of page 0, EVENTQ_PROD of page 1.
-const SMMU_REGISTERS: [u64; 8] = [0x0, 0x20, 0x48, 0x80, 0x90, 0x98, 0xff8, 0x1_00a8];
-
-/// Samples of each run of the hypervisor's memory.
-const SAMPLES: u64 = 24;
-
-impl Machine {
-    fn hypervisor_memory(&self, index: usize) -> Option<Forbidden> {
-        let run = self.tree.reserved.iter().nth(index / SAMPLES as usize)?;
-        let sample = index as u64 % SAMPLES;
-        let offset = match sample {
-            0 => 0,
-            1 => run.size - 8,
-            _ => (run.size / SAMPLES * sample) & !7,
-        };
-        Some(Forbidden {
-            name: "hypervisor memory",
-            address: run.start + offset,
-            cpu_refused: true,
-            cpu_control: self.scratch,
-        })
-    }
-}
 
 impl Caller for Machine {
     fn call_raw(&self, id: u32, arguments: [u64; 4]) -> [u64; 5] {
@@ -349,55 +302,27 @@ impl Host for Machine {
     }
 
     fn forbidden(&self, index: usize) -> Option<Forbidden> {
-        if let Some(&(name, address, cpu_refused)) = DEVICES.get(index) {
-            return Some(Forbidden { name, address, cpu_refused, cpu_control: UART_PERIPHERAL_ID });
-        }
-        let index = index - DEVICES.len();
-        if index < self.count * SMMU_REGISTERS.len() {
-            let (smmu, register) = (index / SMMU_REGISTERS.len(), index % SMMU_REGISTERS.len());
-            let address = self.bases.get(smmu)? + SMMU_REGISTERS.get(register)?;
-            // Where it can nest, the CPU finds an SMMU of its own there.
-            let nests = self.smmu_features(smmu).is_ok_and(|ids| Features::probe(&ids).stage1);
-            return Some(Forbidden {
-                name: "SMMU registers",
-                address,
-                cpu_refused: !nests,
-                cpu_control: UART_PERIPHERAL_ID,
-            });
-        }
-        let index = index - self.count * SMMU_REGISTERS.len();
-        if index < self.count {
-            let address = self.bar(index, Device::Disk).or(self.bar(index, Device::Immediate))?;
-            return Some(Forbidden {
-                name: "another device's BAR",
-                address,
-                cpu_refused: false,
-                cpu_control: UART_PERIPHERAL_ID,
-            });
-        }
-        self.hypervisor_memory(index - self.count)
+        let bar = |smmu| self.bar(smmu, Device::Disk).or(self.bar(smmu, Device::Immediate));
+        let kept = |run| self.tree.reserved.iter().nth(run);
+        forbidden::place(self, index, self.count, bar, kept, self.scratch)
     }
 
     fn hypervisor_memory(&self) -> u64 {
-        const SIZE: u64 = 0x1_0000;
-        // The pool gives away its low pages first.
-        let end = self.tree.reserved.iter().map(|run| run.start + run.size).max();
-        end.unwrap_or(SIZE).saturating_sub(SIZE) & !(SIZE - 1)
+        forbidden::unused(self.tree.reserved.iter())
     }
 
     fn side_doors(&self) -> Option<SideDoors> {
         Some(SideDoors {
-            fw_cfg: FW_CFG,
+            fw_cfg: forbidden::FW_CFG,
             virtio_mmio: VIRTIO_MMIO,
             virtio_mmio_count: VIRTIO_MMIO_COUNT,
-            its: ITS,
+            its: forbidden::ITS,
             redistributor: self.tree.redistributors.iter().next()?.start,
         })
     }
 
     fn not_ram(&self) -> u64 {
-        // Between the platform devices and the PCI windows of QEMU's `virt` there is nothing.
-        0x0e00_0000
+        forbidden::NOTHING
     }
 
     fn config_page(&self, smmu: usize, device: Device, index: usize) -> Option<u64> {

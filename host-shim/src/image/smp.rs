@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 /// Bytes of a CPU's stack; `host-shim.ld` reserves them.
 pub const STACK_BYTES: usize = 0x1_0000;
 /// CPUs that have a stack.
-pub const MAX_CPUS: usize = 16;
+pub const MAX_CPUS: usize = host_shim::hostile::MAX_CPUS;
 
 /// How long CPUs may take to turn themselves off.
 const OFF_NS: u64 = 2_000_000_000;

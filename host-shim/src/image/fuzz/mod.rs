@@ -5,21 +5,18 @@
 #![allow(clippy::result_large_err, reason = "there is no allocator, and a finding ends the attack")]
 
 mod measured;
-mod oracle;
-mod tally;
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::console::println;
+use super::console::{self, println};
 use super::machine::Machine;
 use super::{cpu, smp};
 use host_shim::host::{Device, Host};
-use host_shim::hostile::{Action, Knowledge, Outcome, STEP_BYTES, Step, disturb};
+use host_shim::hostile::{Action, Knowledge, Outcome, STEP_BYTES, Step, Tally, disturb, oracle};
 use host_shim::text;
 use host_shim::text::Text;
 use measured::Measured;
 use spin::Mutex;
-use tally::Tally;
 
 /// Steps of a CPU between two looks at everything, unless `every=` says otherwise.
 const EVERY: u64 = 1000;
@@ -125,7 +122,7 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         Some(run) => Source::Recording { start: run.start, steps: run.size / STEP_BYTES as u64 },
         None => Source::Seed(options.seed),
     };
-    if let Err(finding) = oracle::everything() {
+    if let Err(finding) = oracle::everything(machine) {
         println!("FAIL before the first step: {}", finding.as_str());
         return false;
     }
@@ -211,7 +208,7 @@ impl Attack<'_> {
                 }
                 if cpu == 0 && now - reported_ns > REPORT_NS {
                     reported_ns = now;
-                    self.tally.progress(self.attackers, now - self.begun_ns);
+                    self.tally.progress(self.attackers, now - self.begun_ns, &console::line);
                 }
             }
         }
@@ -226,7 +223,7 @@ impl Attack<'_> {
         };
         let guard = device.map(Mutex::lock);
         let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest) == Some(0);
-        let before = if takes_digest { oracle::digest() } else { None };
+        let before = if takes_digest { oracle::digest(self.machine) } else { None };
         let measured = Measured::new(self.machine);
         let begin = cpu::ticks();
         let (outcome, finding) = known.act(&measured, action);
@@ -238,16 +235,16 @@ impl Attack<'_> {
         measured.judge()?;
         if let (Some(before), Outcome::Answered([code, ..])) = (before, outcome)
             && oracle::changes_nothing(code)
-            && oracle::digest() != Some(before)
+            && oracle::digest(self.machine) != Some(before)
         {
             let (function, status) = (action.function(), abi::Status::from_register(code));
             return Err(text!("{function:?} answers {status:?}, and has changed something"));
         }
         let (address, smmu, stream) = oracle::concerns(action, n);
         let stream = stream.or_else(|| self.machine.stream(smmu, Device::Immediate)).unwrap_or(0);
-        oracle::step(address, smmu, stream)?;
+        oracle::step(self.machine, address, smmu, stream)?;
         if n % self.options.every == self.options.every - 1 && cpu == 0 {
-            oracle::everything()?;
+            oracle::everything(self.machine)?;
         }
         Ok(outcome)
     }
@@ -255,7 +252,7 @@ impl Attack<'_> {
     fn report(&self, cpu: u64, n: u64, action: &Action, finding: &Text) {
         // The first says it; the others of the same moment are mostly of the same cause.
         if !self.found.swap(true, Ordering::AcqRel) {
-            self.tally.progress(self.attackers, cpu::now_ns() - self.begun_ns);
+            self.tally.progress(self.attackers, cpu::now_ns() - self.begun_ns, &console::line);
             println!("FAIL fuzz: CPU {cpu}, step {n}: {}", finding.as_str());
             println!("fuzz: the step was {action:x?}");
         }
@@ -265,11 +262,11 @@ impl Attack<'_> {
     fn summary(&self) -> bool {
         let (ns, ticks) = (cpu::now_ns() - self.begun_ns, cpu::ticks() - self.begun_ticks);
         let mut found = self.found.load(Ordering::Acquire);
-        if !found && let Err(finding) = oracle::everything() {
+        if !found && let Err(finding) = oracle::everything(self.machine) {
             found = true;
             println!("FAIL fuzz: at the end: {}", finding.as_str());
         }
-        self.tally.summary(self.attackers, ns, self.machine.tick_unit());
+        self.tally.summary(self.attackers, ns, self.machine.tick_unit(), &console::line);
         println!("fuzz: digest {:016x}", self.digest.load(Ordering::Acquire));
         println!("measure: fuzz-ticks {ticks} {}", self.machine.tick_unit());
         measured::summary();

@@ -1,17 +1,19 @@
 //! Questions to the hypervisor's own oracle.
 
+#![allow(clippy::result_large_err, reason = "there is no allocator, and a finding ends the attack")]
+
 use abi::oracle::{FUNCTION, Wrong, request};
 use abi::{Call, Kind, Status};
-use host_shim::host::Transfer;
-use host_shim::hostile::Action;
-use host_shim::text;
-use host_shim::text::Text;
 
-use crate::image::calls::hvc;
+use super::action::Action;
+use crate::call::Caller;
+use crate::host::Transfer;
+use crate::text;
+use crate::text::Text;
 
-fn ask(arguments: [u64; 3]) -> Result<u64, Text> {
+fn ask<C: Caller + ?Sized>(caller: &C, arguments: [u64; 3]) -> Result<u64, Text> {
     let [what, address, stream] = arguments;
-    let [code, x1, x2, x3, _] = hvc(FUNCTION, [what, address, stream, 0]);
+    let [code, x1, x2, x3, _] = caller.call_raw(FUNCTION, [what, address, stream, 0]);
     if code == Status::Success.to_register() {
         return Ok(x1);
     }
@@ -21,19 +23,31 @@ fn ask(arguments: [u64; 3]) -> Result<u64, Text> {
     })
 }
 
+/// Whether the hypervisor has an oracle.
+pub fn is_there<C: Caller + ?Sized>(caller: &C) -> bool {
+    let [code, ..] = caller.call_raw(FUNCTION, [request::STEP, 0, 0, 0]);
+    code == Status::Success.to_register() || Wrong::from_register(code).is_some()
+}
+
 /// Checks everything.
-pub fn everything() -> Result<(), Text> {
-    ask([request::ALL, 0, 0]).map(drop)
+///
+/// # Errors
+/// What is wrong, or that the hypervisor has no oracle.
+pub fn everything<C: Caller + ?Sized>(caller: &C) -> Result<(), Text> {
+    ask(caller, [request::ALL, 0, 0]).map(drop)
 }
 
 /// Checks what a step was about.
-pub fn step(address: u64, smmu: usize, stream: u32) -> Result<(), Text> {
-    ask([request::STEP, address, (smmu as u64) << 32 | u64::from(stream)]).map(drop)
+///
+/// # Errors
+/// As [`everything`].
+pub fn step<C: Caller + ?Sized>(caller: &C, address: u64, smmu: usize, stream: u32) -> Result<(), Text> {
+    ask(caller, [request::STEP, address, (smmu as u64) << 32 | u64::from(stream)]).map(drop)
 }
 
 /// A digest of everything.
-pub fn digest() -> Option<u64> {
-    ask([request::DIGEST, 0, 0]).ok()
+pub fn digest<C: Caller + ?Sized>(caller: &C) -> Option<u64> {
+    ask(caller, [request::DIGEST, 0, 0]).ok()
 }
 
 /// Whether a call with this answer says that it has changed nothing.

@@ -1,12 +1,15 @@
 //! What was done so far, by CPU.
 
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use abi::{Status, TABLE};
-use host_shim::hostile::{Action, Outcome};
 
-use crate::image::console::println;
-use crate::image::smp::MAX_CPUS;
+use super::action::Action;
+use super::outcome::Outcome;
+
+/// The most CPUs.
+pub const MAX_CPUS: usize = 16;
 
 /// Each is written by one CPU alone.
 struct Counter(AtomicU64);
@@ -40,6 +43,7 @@ struct OfCpu {
     functions: [[Counter; 2]; TABLE.len()],
     accesses: Counter,
     transfers: Counter,
+    nothings: Counter,
 }
 
 impl OfCpu {
@@ -52,14 +56,25 @@ impl OfCpu {
             functions: [const { [Counter::new(), Counter::new()] }; TABLE.len()],
             accesses: Counter::new(),
             transfers: Counter::new(),
+            nothings: Counter::new(),
         }
     }
 }
 
+/// What takes a line of text.
+pub type Log<'a> = &'a dyn Fn(fmt::Arguments<'_>);
+
 /// What all CPUs did.
 pub struct Tally([OfCpu; MAX_CPUS]);
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Tally {
+    /// Nothing.
     pub const fn new() -> Self {
         Self([const { OfCpu::new() }; MAX_CPUS])
     }
@@ -78,6 +93,7 @@ impl Tally {
         }
     }
 
+    /// Takes in what came of an action.
     pub fn count(&self, cpu: u64, action: &Action, outcome: &Outcome) {
         let Some(of) = self.0.get(cpu as usize) else { return };
         match outcome {
@@ -102,7 +118,7 @@ impl Tally {
             Outcome::Dma(_) => of.transfers.add(),
             Outcome::Accessed(_) if matches!(action, Action::Start { .. }) => of.transfers.add(),
             Outcome::Accessed(_) => of.accesses.add(),
-            Outcome::Nothing => {}
+            Outcome::Nothing => of.nothings.add(),
         }
     }
 
@@ -115,35 +131,38 @@ impl Tally {
     }
 
     /// How far each CPU is: what a run that dies is made again from.
-    pub fn progress(&self, attackers: u64, ns: u64) {
+    pub fn progress(&self, attackers: u64, ns: u64, log: Log<'_>) {
         let steps = self.sum(|of| &of.steps);
         let most = self.0.iter().map(|of| of.steps.get()).max().unwrap_or(0);
         let calls = Self::rate(self.sum(|of| &of.calls), ns);
-        println!("fuzz: {steps} steps, {most} of one of {attackers} CPUs, {calls} calls/s");
+        log(format_args!("fuzz: {steps} steps, {most} of one of {attackers} CPUs, {calls} calls/s"));
     }
 
-    pub fn summary(&self, attackers: u64, ns: u64, unit: &str) {
-        self.progress(attackers, ns);
+    /// What all did in so many nanoseconds; `unit` is what [`Tally::took`] counts.
+    pub fn summary(&self, attackers: u64, ns: u64, unit: &str, log: Log<'_>) {
+        self.progress(attackers, ns, log);
         for (n, call) in TABLE.iter().enumerate() {
             let of = |which: usize| {
                 let counters = self.0.iter().filter_map(|of| of.functions.get(n)?.get(which));
                 counters.map(Counter::get).sum::<u64>()
             };
-            println!("fuzz: {}: {} of {} calls succeeded", call.name, of(1), of(0));
+            log(format_args!("fuzz: {}: {} of {} calls succeeded", call.name, of(1), of(0)));
         }
         for (n, status) in Status::ALL.iter().enumerate() {
             let count: u64 = self.0.iter().filter_map(|of| of.statuses.get(n)).map(Counter::get).sum();
             if count != 0 {
-                println!("fuzz: {count} calls answered {status:?}");
+                log(format_args!("fuzz: {count} calls answered {status:?}"));
             }
         }
-        println!(
-            "fuzz: {} accesses, {} transfers by devices",
+        log(format_args!(
+            "fuzz: {} accesses, {} transfers by devices, {} things that this host cannot do",
             self.sum(|of| &of.accesses),
-            self.sum(|of| &of.transfers)
-        );
-        println!("measure: fuzz-steps {} steps", self.sum(|of| &of.steps));
-        println!("measure: fuzz-ticks-of-steps {} {unit}", self.sum(|of| &of.ticks));
-        println!("measure: fuzz-calls-per-second {} calls", Self::rate(self.sum(|of| &of.calls), ns));
+            self.sum(|of| &of.transfers),
+            self.sum(|of| &of.nothings)
+        ));
+        log(format_args!("measure: fuzz-steps {} steps", self.sum(|of| &of.steps)));
+        log(format_args!("measure: fuzz-ticks-of-steps {} {unit}", self.sum(|of| &of.ticks)));
+        let calls = Self::rate(self.sum(|of| &of.calls), ns);
+        log(format_args!("measure: fuzz-calls-per-second {calls} calls"));
     }
 }
