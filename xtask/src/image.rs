@@ -96,14 +96,23 @@ pub fn hypervisor(workspace: &Workspace, standard_library: StandardLibrary) -> R
     build_one(workspace, standard_library, "hyp", None)
 }
 
-/// Builds both, the hypervisor with the oracle that fuzzing asks, in a target directory of its own: the release image is not touched.
+/// Builds the hypervisor alone with the oracle that fuzzing asks, in a target directory of its own: the release image is not touched.
+///
+/// # Errors
+///
+/// As [`build`].
+pub fn hypervisor_with_oracle(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Image> {
+    let apart = Workspace::at(workspace.root().to_owned(), workspace.target().join("oracle"));
+    build_one(&apart, standard_library, "hyp", Some("oracle"))
+}
+
+/// Builds both, the hypervisor as [`hypervisor_with_oracle`] does.
 ///
 /// # Errors
 ///
 /// As [`build`].
 pub fn build_with_oracle(workspace: &Workspace, standard_library: StandardLibrary) -> Result<Images> {
-    let apart = Workspace::at(workspace.root().to_owned(), workspace.target().join("oracle"));
-    let hypervisor = build_one(&apart, standard_library, "hyp", Some("oracle"))?;
+    let hypervisor = hypervisor_with_oracle(workspace, standard_library)?;
     let host = build_one(workspace, standard_library, "host-shim", None)?;
     Ok(Images { hypervisor, host })
 }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use abi::{attach, domain_options};
 
-use crate::number;
+use crate::{fuzz, number};
 
 /// A command with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,8 +214,9 @@ pub fn help() -> String {
     let width = usages.iter().map(String::len).max().unwrap_or(0);
     let lines = usages.iter().zip(FORMS).map(|(usage, form)| format!("{usage:width$}  {}\n", form.help));
     format!(
-        "{}\nNumbers are decimal, or hexadecimal with 0x, or have a unit: 4K, 2M. Domain 0 is the host's, 1 to 64 a guest's memory.\n",
-        lines.collect::<String>()
+        "{}{}\nNumbers are decimal, or hexadecimal with 0x, or have a unit: 4K, 2M. Domain 0 is the host's, 1 to 64 a guest's memory.\n",
+        lines.collect::<String>(),
+        fuzz::USAGE
     )
 }
 

@@ -9,6 +9,7 @@ extern crate alloc;
 
 mod command;
 pub mod device;
+pub mod fuzz;
 pub mod number;
 mod run;
 #[cfg(target_os = "none")]

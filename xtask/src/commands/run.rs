@@ -58,6 +58,9 @@ pub struct Machine {
     /// Command line of the host, for example "rounds=100"; with --host linux "checks=disks,vfio" or "iommu.strict=1"
     #[arg(long, default_value = "", value_name = "TEXT", allow_hyphen_values = true)]
     pub bootargs: String,
+    /// The hypervisor with its oracle, which the release image does not have.
+    #[arg(skip)]
+    pub oracle: bool,
 }
 
 /// What a machine needs: the emulator, and what runs in it.
@@ -71,6 +74,27 @@ pub struct Prepared {
 }
 
 impl Machine {
+    /// A machine with 1 GiB of memory and the newest Linux of the default version above the hypervisor.
+    ///
+    /// # Errors
+    ///
+    /// None: the default version is one.
+    pub fn with_linux(smmus: u8, cpus: u8, bootargs: String) -> Result<Self> {
+        Ok(Self {
+            smmus,
+            cpus,
+            memory: "1G".into(),
+            host: Host::Linux,
+            linux_version: DEFAULT.parse()?,
+            native: false,
+            again: None,
+            elf: false,
+            icount: false,
+            bootargs,
+            oracle: false,
+        })
+    }
+
     /// The shape that was asked for.
     ///
     /// # Errors
@@ -148,7 +172,8 @@ impl Machine {
             let software = Software { hypervisor: None, host };
             return Ok(Prepared { qemu: tools.qemu, software, symbols: Vec::new() });
         }
-        let hypervisor = image::hypervisor(workspace, tools.standard_library)?;
+        let build = if self.oracle { image::hypervisor_with_oracle } else { image::hypervisor };
+        let hypervisor = build(workspace, tools.standard_library)?;
         let symbols = vec![hypervisor.elf.clone()];
         let software = Software { hypervisor: Some(hypervisor), host };
         Ok(Prepared { qemu: tools.qemu, software, symbols })

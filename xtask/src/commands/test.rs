@@ -10,11 +10,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::fuzz;
-use super::run::{Host, Machine, prepare};
+use super::run::{Machine, prepare};
 use crate::emulator::{self, Entry, Record, Run};
 use crate::linux::Again;
 use crate::machine::{Shape, check};
-use crate::setup::linux::DEFAULT;
 use crate::workspace::Workspace;
 use crate::{image, panics, setup};
 use tally::Tally;
@@ -209,13 +208,13 @@ struct LinuxCase {
 }
 
 /// Linux uses every disk at once with an invalidation for each unmapping, gives devices away and takes them back, keeps root from harm,
-/// and turns the machine off; and it is started anew by a reset, and by itself with everything left on.
+/// that of a thousand random steps too, and turns the machine off; and it is started anew by a reset, and by itself with everything left on.
 const LINUX_CASES: &[LinuxCase] = &[
     LinuxCase {
         name: "linux",
         cpus: 4,
         again: None,
-        bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,log,attacks",
+        bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,fuzz,log,attacks",
     },
     LinuxCase {
         name: "linux-reboot",
@@ -234,18 +233,8 @@ const LINUX_CASES: &[LinuxCase] = &[
 /// Debian's Linux as the host.
 fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     for case in LINUX_CASES {
-        let machine = Machine {
-            smmus: 3,
-            cpus: case.cpus,
-            memory: "1G".into(),
-            host: Host::Linux,
-            linux_version: DEFAULT.parse()?,
-            native: false,
-            again: case.again,
-            elf: false,
-            icount: false,
-            bootargs: case.bootargs.into(),
-        };
+        let machine =
+            Machine { again: case.again, ..Machine::with_linux(3, case.cpus, case.bootargs.into())? };
         let software = tally.time("Linux is prepared", |_| machine.prepare(workspace))?;
         let run = Run { show: false, ..machine.run(case.name, workspace, TIMEOUT, false)? };
         println!("QEMU, {}: {}, {}", case.name, run.shape, software.software.host.name);

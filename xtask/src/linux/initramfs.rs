@@ -17,7 +17,7 @@ const MODULES: [&str; 3] = ["virtio_blk", "vfio_iommu_type1", "vfio-pci"];
 const INIT: &str = include_str!("guest/init.sh");
 
 /// What it reads, in `/lib/guest`; a check's file is named after the check.
-const SCRIPTS: [(&str, &str); 14] = [
+const SCRIPTS: [(&str, &str); 15] = [
     ("report.sh", include_str!("guest/report.sh")),
     ("devices.sh", include_str!("guest/devices.sh")),
     ("shell.sh", include_str!("guest/shell.sh")),
@@ -30,6 +30,7 @@ const SCRIPTS: [(&str, &str); 14] = [
     ("checks/vfio.sh", include_str!("guest/checks/vfio.sh")),
     ("checks/cpus.sh", include_str!("guest/checks/cpus.sh")),
     ("checks/calls.sh", include_str!("guest/checks/calls.sh")),
+    ("checks/fuzz.sh", include_str!("guest/checks/fuzz.sh")),
     ("checks/log.sh", include_str!("guest/checks/log.sh")),
     ("checks/attacks.sh", include_str!("guest/checks/attacks.sh")),
 ];

@@ -8,9 +8,15 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod program {
     use alloc::string::String;
+    use hyp_iommu::fuzz::{self, Options};
+    use hyp_iommu::system::{self, Machine};
 
     fn main(typed: &[&str]) -> Result<String, String> {
-        hyp_iommu::do_typed(typed, hyp_iommu::system::open_module)
+        let Some((&"fuzz", words)) = typed.split_first() else {
+            return hyp_iommu::do_typed(typed, system::open_module);
+        };
+        let options = Options::parse(words)?;
+        fuzz::run(&options, &system::open_module()?, &Machine::new()?, system::layout()?)
     }
 
     hyp_iommu::program!(main);

@@ -15,8 +15,13 @@ pub enum Number {
     Pread = 67,
     Pwrite = 68,
     ExitGroup = 94,
+    SchedSetAffinity = 122,
+    SchedGetAffinity = 123,
+    RtSigaction = 134,
     Munmap = 215,
+    Clone = 220,
     Mmap = 222,
+    Wait4 = 260,
 }
 
 /// Makes a system call.

@@ -63,10 +63,19 @@ impl File {
     ///
     /// The error number.
     pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<bool, Errno> {
+        Ok(self.read_part(offset, bytes)? == bytes.len())
+    }
+
+    /// Reads bytes from an offset, perhaps fewer than there are: how many.
+    ///
+    /// # Errors
+    ///
+    /// The error number.
+    pub fn read_part(&self, offset: u64, bytes: &mut [u8]) -> Result<usize, Errno> {
         let (pointer, length) = (bytes.as_mut_ptr() as u64, bytes.len() as u64);
         // SAFETY: the call writes into `bytes`, which is borrowed for it.
         let read = unsafe { call(Number::Pread, [self.descriptor, pointer, length, offset, 0, 0]) }?;
-        Ok(read == length)
+        Ok(read as usize)
     }
 
     /// Writes bytes at an offset: whether all were.

@@ -14,15 +14,25 @@ use crate::device::Errno;
 /// Bytes of a page of this kernel.
 pub const PAGE_BYTES: u64 = 4096;
 
+const READ_WRITE: u64 = 1 | 2;
+const SHARED: u64 = 1;
+const ANONYMOUS: u64 = 0x20;
+const LOCKED: u64 = 0x2000;
+
 /// Maps a page: at this offset of a file, or anonymous memory.
 fn map(file: Option<(&File, u64)>) -> Result<u64, Errno> {
-    let (read_write, shared, anonymous, locked) = (1 | 2, 1, 0x20, 0x2000);
     let arguments = match file {
-        Some((file, offset)) => [0, PAGE_BYTES, read_write, shared, file.descriptor(), offset],
-        None => [0, PAGE_BYTES, read_write, shared | anonymous | locked, u64::MAX, 0],
+        Some((file, offset)) => [0, PAGE_BYTES, READ_WRITE, SHARED, file.descriptor(), offset],
+        None => [0, PAGE_BYTES, READ_WRITE, SHARED | ANONYMOUS | LOCKED, u64::MAX, 0],
     };
     // SAFETY: Linux chooses where, so that nothing else is there.
     unsafe { call(Number::Mmap, arguments) }
+}
+
+/// Maps zeroed memory that stays the same memory in processes that are started later.
+pub fn map_shared(bytes: u64) -> Result<u64, Errno> {
+    // SAFETY: as in `map`.
+    unsafe { call(Number::Mmap, [0, bytes, READ_WRITE, SHARED | ANONYMOUS, u64::MAX, 0]) }
 }
 
 /// A page of this program's own memory. It stays where it is in physical memory: it is locked, and this kernel moves no locked page that is
@@ -154,11 +164,16 @@ impl Bus for Registers {
     }
 
     fn now_ns(&self) -> u64 {
-        let (ticks, frequency): (u64, u64);
-        // SAFETY: Linux lets programs read the counter and its frequency.
-        unsafe {
-            asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntfrq_el0", out(reg) ticks, out(reg) frequency, options(nostack))
-        };
-        (u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1))) as u64
+        now_ns()
     }
+}
+
+/// A clock in nanoseconds.
+pub fn now_ns() -> u64 {
+    let (ticks, frequency): (u64, u64);
+    // SAFETY: Linux lets programs read the counter and its frequency.
+    unsafe {
+        asm!("isb", "mrs {0}, cntvct_el0", "mrs {1}, cntfrq_el0", out(reg) ticks, out(reg) frequency, options(nostack))
+    };
+    (u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1))) as u64
 }

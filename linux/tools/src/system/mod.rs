@@ -1,9 +1,11 @@
-//! What a program needs of Linux: its start, system calls, files, memory, PCI functions. All `unsafe` code of the package is in here.
+//! What a program needs of Linux: its start, system calls, processes, files, memory, PCI functions. All `unsafe` code of the package is in here.
 
 mod calls;
 mod file;
 mod heap;
 mod memory;
+mod physical;
+mod process;
 mod start;
 pub mod vfio;
 
@@ -12,6 +14,7 @@ use alloc::string::String;
 
 pub use file::{Access, File, open_module};
 pub use memory::{Own, PAGE_BYTES, Registers};
+pub use physical::{Machine, layout};
 
 /// Offset of the Command register of a PCI function.
 const COMMAND: u64 = 4;

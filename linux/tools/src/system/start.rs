@@ -46,7 +46,7 @@ extern "C" fn start_program(stack: *const usize) -> ! {
     };
     match answer {
         Ok(text) => {
-            write(1, text.as_bytes());
+            say(&text);
             exit(0)
         }
         Err(text) => {
@@ -54,6 +54,11 @@ extern "C" fn start_program(stack: *const usize) -> ! {
             exit(1)
         }
     }
+}
+
+/// Prints a text.
+pub fn say(text: &str) {
+    write(1, text.as_bytes());
 }
 
 /// Writes all of it, as far as that goes.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::el2_log::{self, Work};
 use super::table::{Limit, Row, Table};
 use super::{Arguments, SMMUS};
-use crate::commands::run::{Host, Machine, Prepared};
+use crate::commands::run::{Machine, Prepared};
 use crate::emulator::{self, Outcome, Record, Run};
 use crate::workspace::Workspace;
 
@@ -38,18 +38,8 @@ impl System {
     fn new(arguments: &Arguments, native: bool, workspace: &Workspace) -> Result<Self> {
         // One CPU: under icount because there can be no more, and in wall time because what other CPUs' threads do to
         // each other on the machine below would be measured too.
-        let machine = Machine {
-            smmus: SMMUS,
-            cpus: 1,
-            memory: "1G".into(),
-            host: Host::Linux,
-            linux_version: arguments.linux_version.clone(),
-            native,
-            again: None,
-            elf: false,
-            icount: false,
-            bootargs: String::new(),
-        };
+        let linux_version = arguments.linux_version.clone();
+        let machine = Machine { linux_version, native, ..Machine::with_linux(SMMUS, 1, String::new())? };
         let prepared = machine.prepare(workspace)?;
         Ok(Self { name: if native { "native" } else { "hypervisor" }, machine, prepared })
     }

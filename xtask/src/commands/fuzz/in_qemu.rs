@@ -30,30 +30,30 @@ const LOOKS: usize = 8;
 /// Of a replay that is not longer than this, a digest is taken before and after every step.
 const DIGESTS: usize = 300;
 
-/// Options of `fuzz --in-qemu`.
+/// Options of `fuzz --in-qemu`, and those of `fuzz --host linux`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Steps follow from it; a new one each time unless given
-    #[arg(long, requires = "in_qemu", value_name = "N")]
-    seed: Option<u64>,
+    #[arg(long, requires = "in_machine", value_name = "N")]
+    pub(super) seed: Option<u64>,
     /// Number of CPUs, 1 to 8; the last of several changes memory while the others call
-    #[arg(long, requires = "in_qemu", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
-    cpus: u8,
+    #[arg(long, requires = "in_machine", default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8))]
+    pub(super) cpus: u8,
     /// Number of SMMUs, 1 to 8
-    #[arg(long, requires = "in_qemu", default_value_t = 3, value_name = "N")]
-    smmus: u8,
+    #[arg(long, requires = "in_machine", default_value_t = 3, value_name = "N")]
+    pub(super) smmus: u8,
     /// Count instructions: with one CPU the same seed does the same, to the instruction
-    #[arg(long, requires = "in_qemu")]
-    icount: bool,
+    #[arg(long, requires = "in_machine")]
+    pub(super) icount: bool,
     /// Steps of each CPU at the most
-    #[arg(long, requires = "in_qemu", value_name = "N")]
-    steps: Option<u64>,
+    #[arg(long, requires = "in_machine", value_name = "N")]
+    pub(super) steps: Option<u64>,
     /// Without calls that change who owns memory
-    #[arg(long, requires = "in_qemu")]
-    calm: bool,
+    #[arg(long, requires = "in_machine")]
+    pub(super) calm: bool,
     /// The steps of this file instead of those of a seed
-    #[arg(long, requires = "in_qemu", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus"])]
-    replay: Option<PathBuf>,
+    #[arg(long, requires = "in_machine", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus"])]
+    pub(super) replay: Option<PathBuf>,
 }
 
 /// What runs, and where.
@@ -82,7 +82,7 @@ struct Attempt<'a> {
 
 /// How a run died: two with the same are taken for one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Death(String);
+pub struct Death(pub(super) String);
 
 impl Target {
     /// Builds the hypervisor with its oracle, apart from the release image.

@@ -1,6 +1,7 @@
 //! `cargo xtask fuzz`: attacks that machines make up.
 
 mod corpus;
+mod in_linux;
 pub mod in_qemu;
 mod libfuzzer;
 mod recording;
@@ -8,31 +9,35 @@ mod regressions;
 mod shrink;
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::coverage;
+use super::run::Host;
 use libfuzzer::Effort;
 
 pub use regressions::replay_all;
 
 /// Options of `fuzz`.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, group = ArgGroup::new("in_machine"))]
 pub struct Arguments {
     #[command(subcommand)]
     action: Option<Action>,
     /// The target; all of them, one after the other, if none is named
-    #[arg(conflicts_with = "in_qemu")]
+    #[arg(conflicts_with = "in_machine")]
     target: Option<String>,
     /// Minutes, for each target
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1440))]
     minutes: u64,
     /// Processes for each target
-    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "in_qemu")]
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "in_machine")]
     jobs: u32,
     /// In the machine: a hostile host on all CPUs, devices that do DMA, and the hypervisor's own oracle
-    #[arg(long)]
+    #[arg(long, group = "in_machine")]
     in_qemu: bool,
+    /// In the machine: `linux` for root of Linux by `hyp-iommu fuzz`; `shim` is --in-qemu
+    #[arg(long, value_enum, group = "in_machine")]
+    host: Option<Host>,
     #[command(flatten)]
     machine: in_qemu::Options,
 }
@@ -57,7 +62,8 @@ enum Action {
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let &Arguments { minutes, jobs, .. } = arguments;
     match &arguments.action {
-        None if arguments.in_qemu => in_qemu::run(&arguments.machine, minutes),
+        None if arguments.host == Some(Host::Linux) => in_linux::run(&arguments.machine, minutes),
+        None if arguments.in_qemu || arguments.host.is_some() => in_qemu::run(&arguments.machine, minutes),
         None => libfuzzer::attack(arguments.target.as_deref(), &Effort { minutes, jobs }),
         Some(Action::Minimise { target }) => libfuzzer::minimise(target.as_deref()),
         Some(Action::Coverage) => coverage::of_corpora(),

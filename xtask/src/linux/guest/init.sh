@@ -34,7 +34,7 @@ if on_command_line shell; then
 elif [ -n "$(value_of bench)" ]; then
     . /lib/guest/bench.sh
 else
-    checks="smmus disks rebind domains vfio cpus calls log attacks"
+    checks="smmus disks rebind domains vfio cpus calls fuzz log attacks"
     refuse_unknown $checks
     [ -z "$(value_of again)" ] || . /lib/guest/again.sh
     for name in $checks; do
