@@ -1,8 +1,8 @@
 //! The platform: the model machine, on which every CPU and device takes a turn when it does what another one could see. So loom tries every order
 //! of these moments, and of the hypervisor's own locks.
 //!
-//! Memory is sequentially consistent. A load is no turn. Nor is a store to the frame table, which only who has the memory lock reads, or to a command queue, where nobody
-//! looks until CMDQ_PROD moves. Stores to one page, one after the other, are one turn, but for those to stream tables.
+//! Memory is sequentially consistent. A load is no turn. Nor is a store to the frame table, which only who has the memory lock reads, or to a
+//! command queue, where nobody looks until CMDQ_PROD moves. Stores to one page, one after the other, are one turn, but for those to stream tables.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,9 +15,9 @@ use smmuv3::command::{Command, opcode};
 use smmuv3::memory::Memory;
 use smmuv3::registers::CMDQ_CONS_OFFSET;
 use tests::model::memory::Span;
-use tests::model::stage2::walk;
 use tests::model::{Machine, SMMU_BASE, SMMU_BYTES};
 
+use crate::look;
 use crate::mistake::Mistake;
 use crate::world::{FRAME_TABLE, PAGE};
 
@@ -89,16 +89,6 @@ fn span(range: PhysRange) -> Span {
     Span { start: range.start().0, end: range.last().0 + 1 }
 }
 
-/// Whether the host's stage 2 in memory maps an address.
-pub fn is_hosts(machine: &Machine, address: u64) -> bool {
-    let stage2 = machine.cpu.stage2.unwrap();
-    walk(&machine.memory, &stage2, address, None, &mut Vec::new(), &mut Vec::new()).is_ok()
-}
-
-fn pages(span: Span) -> impl Iterator<Item = u64> {
-    (span.start / PAGE..span.end.div_ceil(PAGE)).map(|page| page * PAGE)
-}
-
 impl Bus {
     pub fn new(machine: Machine, mistake: Mistake) -> Self {
         let turn = loom::sync::Mutex::new(());
@@ -124,8 +114,11 @@ impl Bus {
         let machine = self.machine();
         let mut truth = self.truth();
         self.explored.store(true, Ordering::Relaxed);
-        truth.holders =
-            of.iter().filter(|page| is_hosts(&machine, **page)).map(|page| (*page, Actor::Host)).collect();
+        truth.holders = of
+            .iter()
+            .filter(|page| look::is_hosts(&machine, **page))
+            .map(|page| (*page, Actor::Host))
+            .collect();
     }
 
     fn is_explored(&self) -> bool {
@@ -203,14 +196,14 @@ impl Bus {
         let wrong = machine.violations.all().first().cloned();
         assert!(wrong.is_none(), "{}", wrong.unwrap_or_default());
         let mut truth = self.truth();
-        for page in pages(span(range)) {
+        for page in look::pages(span(range)) {
             truth.holders.remove(&page);
         }
     }
 
     /// EL2 looks at or changes memory that it takes for the host's: then the host reaches it, by its stage 2.
     fn check_host(&self, machine: &Machine, address: PhysAddr) {
-        assert!(is_hosts(machine, address.0), "EL2 reaches {address} for the host, which has it not");
+        assert!(look::is_hosts(machine, address.0), "EL2 reaches {address} for the host, which has it not");
     }
 
     fn store_host_u32(&self, address: PhysAddr, value: u32) {
@@ -225,23 +218,6 @@ impl Bus {
     fn register(address: PhysAddr) -> (usize, u64) {
         let offset = address.0.wrapping_sub(SMMU_BASE);
         ((offset / SMMU_BYTES) as usize, offset % SMMU_BYTES)
-    }
-
-    /// The SMMU whose command queue an address is in.
-    fn queue_at(machine: &Machine, address: PhysAddr) -> Option<usize> {
-        machine.smmus.iter().position(|smmu| {
-            let base = smmu.registers.cmdq_base;
-            Span::new(base & 0x00ff_ffff_ffff_ffe0, 16 << (base & 31)).contains(address.0)
-        })
-    }
-
-    /// The SMMU whose STEs an address is among: its table is linear.
-    fn stream_table_at(machine: &Machine, address: PhysAddr) -> Option<usize> {
-        machine.smmus.iter().position(|smmu| {
-            let registers = &smmu.registers;
-            Span::new(registers.strtab_base & 0x00ff_ffff_ffff_ffc0, 64 << registers.strtab_base_cfg)
-                .contains(address.0)
-        })
     }
 
     /// What a mistake makes of a command.
@@ -259,19 +235,6 @@ impl Bus {
             _ => false,
         };
         if left_out { Command::sync().0 } else { words }
-    }
-
-    /// What a CMD_TLBI_S12_VMALL does, now.
-    fn flush(machine: &mut Machine, smmu: usize, doomed: impl Fn(u16) -> bool) {
-        let tlb = &mut machine.smmus[smmu].tlb;
-        tlb.translations.retain(|entry| !doomed(entry.vmid));
-        tlb.walks.retain(|step| !doomed(step.vmid));
-    }
-
-    /// A VMID was given back: nothing of it may be cached.
-    fn check_free(machine: &Machine, smmu: usize, vmid: u16) {
-        let cached = machine.smmus[smmu].cached().find(|cached| cached.vmid() == Some(vmid));
-        assert!(cached.is_none(), "VMID {vmid} is free, and SMMU {smmu} has {}", cached.unwrap());
     }
 }
 
@@ -291,7 +254,7 @@ impl Memory for Bus {
             self.record_changed();
             return self.machine().write_u64(address.0, value);
         }
-        let stream_table = Self::stream_table_at(&self.machine(), address);
+        let stream_table = look::stream_table_at(&self.machine(), address);
         let page = address.0 / PAGE;
         let last = self.truth().last_stored.insert(thread(), page);
         if stream_table.is_some() || last != Some(page) {
@@ -302,13 +265,13 @@ impl Memory for Bus {
             && let Some(smmu) = stream_table
             && self.truth().flushed.insert(thread())
         {
-            Self::flush(&mut machine, smmu, |_| true);
+            look::flush(&mut machine, smmu, |_| true);
         }
         machine.write_u64(address.0, value);
     }
 
     fn write_pair(&self, address: PhysAddr, words: [u64; 2]) {
-        let queue = if self.is_explored() { Self::queue_at(&self.machine(), address) } else { None };
+        let queue = if self.is_explored() { look::queue_at(&self.machine(), address) } else { None };
         let Some(smmu) = queue else {
             self.write_u64(address, words[0]);
             return self.write_u64(address.offset(8), words[1]);
@@ -330,9 +293,9 @@ impl Memory for Bus {
         if let (Some(smmu), 0, true) = (table, value, self.is_explored()) {
             let vmid = (address.0 % PAGE / 8) as u16;
             let mut machine = self.machine();
-            Self::check_free(&machine, smmu, vmid);
+            look::check_free(&machine, smmu, vmid);
             if truth.unflushed.remove(&(smmu, vmid)) {
-                Self::flush(&mut machine, smmu, |tagged| tagged == vmid);
+                look::flush(&mut machine, smmu, |tagged| tagged == vmid);
             }
         }
     }

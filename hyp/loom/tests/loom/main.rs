@@ -1,12 +1,14 @@
 //! What several CPUs do at once, in every order, on the hypervisor's own sources: the library with locks of loom's.
 //!
-//! The model of the command queue sees memory as loom allows it, stale values included. In the others memory is sequentially consistent, the whole hypervisor runs on
-//! the model machine, and what is tried is who goes on: calls, traps of an emulated SMMU's driver, devices, CPUs of the host. In the end, and whenever a page is
-//! wiped or a tag is freed, nobody may reach what is not his. Then something is left out or done in the wrong order, and loom must find a failure.
+//! The model of the command queue sees memory as loom allows it, stale values included. In the others memory is sequentially consistent, the
+//! whole hypervisor runs on the model machine, and what is tried is who goes on: calls, traps of an emulated SMMU's driver, devices, CPUs of the
+//! host. In the end, and whenever a page is wiped or a tag is freed, nobody may reach what is not his. Then something is left out or done in the
+//! wrong order, and loom must find a failure.
 
 mod bus;
 mod emulation;
 mod explore;
+mod look;
 mod mistake;
 mod ownership;
 mod tags;

@@ -7,7 +7,7 @@ use crate::explore::Model;
 use crate::mistake::Mistake;
 use crate::world::{IPAS, PAGES, World};
 
-/// How often a thread that could go on is stopped. With three these pass as well, in ten times the time.
+/// How often a thread that could go on is stopped.
 const PREEMPTIONS: usize = 2;
 
 const PAGE: u64 = PAGES[0];
@@ -15,6 +15,7 @@ const IPA: u64 = IPAS[0];
 /// The guest's device, and the host's.
 const GUESTS: (usize, u32) = (0, 1);
 const HOSTS: (usize, u32) = (0, 2);
+const ELSEWHERE: (usize, u32) = (1, 1);
 
 /// The page is the guest's, and is not mapped in the domain that its device is attached to.
 fn given(mistake: Mistake) -> World {
@@ -33,11 +34,12 @@ fn mapped(mistake: Mistake) -> World {
     world
 }
 
-/// The page is the host's.
+/// The page is the host's, which has a device behind another SMMU, too.
 fn hosts(mistake: Mistake) -> World {
-    let world = World::boot(1, mistake);
+    let world = World::boot(2, mistake);
     world.attach(GUESTS, world.guest, 0).unwrap();
     world.attach(HOSTS, 0, 0).unwrap();
+    world.attach(ELSEWHERE, 0, 0).unwrap();
     world
 }
 
@@ -91,7 +93,7 @@ const DONATE_TWICE: Model = Model {
         donate,
         donate,
         |world| {
-            world.dma(Actor::Host, HOSTS, PAGE);
+            world.dma(Actor::Host, ELSEWHERE, PAGE);
             world.dma(Actor::Guest, GUESTS, PAGE);
         },
         host_cpu,
@@ -119,7 +121,7 @@ fn a_page_is_donated_twice_at_once() {
 
 /// Loom need stop a thread but once to find these.
 const ONCE: usize = 1;
-const CACHED: &str = "is wiped while SMMU 0 caches";
+const CACHED: &str = "is wiped while SMMU 1 caches";
 const CACHED_BY_CPU: &str = "is wiped while a CPU TLB has";
 
 #[test]

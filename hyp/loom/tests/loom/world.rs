@@ -12,7 +12,8 @@ use tests::model::smmu::config::SmmuConfig;
 use tests::model::stage2::Stage2Config;
 use tests::model::{ECAM, GICD, GICR, Machine, RAM_BASE, SMMU_BASE, SMMU_BYTES, UART, pci};
 
-use crate::bus::{Actor, Bus, is_hosts};
+use crate::bus::{Actor, Bus};
+use crate::look;
 use crate::mistake::Mistake;
 
 /// The pool, at the beginning of RAM.
@@ -290,7 +291,11 @@ impl World {
         let devices: Vec<_> = devices(smmus).map(|device| (device, actor_of(device))).collect();
         let machine = &mut *self.bus().machine();
         for (page, owner) in owners {
-            assert_eq!(is_hosts(machine, page), owner == Actor::Host, "the host's stage 2 at {page:#x}");
+            assert_eq!(
+                look::is_hosts(machine, page),
+                owner == Actor::Host,
+                "the host's stage 2 at {page:#x}"
+            );
             let cached = machine.cpu.leaves.iter().any(|leaf| leaf.covers(page));
             assert!(!cached || owner == Actor::Host, "a CPU's TLB has {page:#x}");
         }
