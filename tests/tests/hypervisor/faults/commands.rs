@@ -2,6 +2,7 @@
 
 use super::world::{State, World, calls};
 use abi::{Function, Statistic, Status, TABLE};
+use tests::bench::Shape;
 use tests::model::smmu::Fault;
 use tests::model::smmu::config::SmmuConfig;
 use tests::oracle::{self, Snapshot};
@@ -45,12 +46,12 @@ struct Outcome {
 }
 
 /// Makes each call once for each SMMU and each of its commands, with a fault there.
-fn at_every_command(config: SmmuConfig, fault: Fault, most: u64, mut look: impl FnMut(Outcome)) {
+fn at_every_command(shape: &Shape, fault: Fault, most: u64, mut look: impl FnMut(Outcome)) {
     for function in TABLE.iter().map(|call| call.function) {
         for (name, arguments) in calls(function) {
             for smmu in 0..2 {
                 for at in 0..most {
-                    let world = World::new(config, State::Busy);
+                    let world = World::on(shape, State::Busy);
                     let Some(arguments) = arguments(&world) else { break };
                     let before = Snapshot::take(&world.bench).unwrap();
                     world.bench.machine().smmus[smmu].arm(at, fault);
@@ -92,9 +93,9 @@ fn check_restored(outcome: &Outcome) {
 }
 
 /// A command that fails once: HARDWARE, and the call succeeds when it is made again.
-fn once(config: SmmuConfig, fault: Fault) {
+fn once(shape: &Shape, fault: Fault) {
     let mut failures = 0;
-    at_every_command(config, fault, MOST, |outcome| {
+    at_every_command(shape, fault, MOST, |outcome| {
         let Outcome { name, world, result, .. } = &outcome;
         if result.is_ok() {
             // Another CPU's, or one that was tried again.
@@ -114,18 +115,25 @@ fn once(config: SmmuConfig, fault: Fault) {
 
 #[test]
 fn an_illegal_command_of_any_call() {
-    once(SmmuConfig::qemu(), Fault::Illegal);
+    once(&World::shape(SmmuConfig::qemu()), Fault::Illegal);
 }
 
 #[test]
 fn a_command_of_any_call_that_cannot_be_read() {
-    once(SmmuConfig::qemu().without_ril().queues(3, 3), Fault::Abort);
+    once(&World::shape(SmmuConfig::qemu().without_ril().queues(3, 3)), Fault::Abort);
+}
+
+/// CERROR_ATC_INV_SYNC, where all streams have ATS: a device does not answer the ATC_INV that comes next.
+#[test]
+fn a_device_that_does_not_answer_an_atc_invalidation_of_any_call() {
+    let config = SmmuConfig::qemu().with_ats().ssid_bits(4).atc_timeout(50_000);
+    once(&World::shape(config).trusting(0, 0).trusting(1, 0).trusting(1, 1), Fault::NoAnswer);
 }
 
 #[test]
 fn a_command_of_any_call_that_is_late() {
     let mut late = 0;
-    at_every_command(SmmuConfig::qemu(), Fault::Late(TIMEOUT_NS / 2), FEW, |outcome| {
+    at_every_command(&World::shape(SmmuConfig::qemu()), Fault::Late(TIMEOUT_NS / 2), FEW, |outcome| {
         let Outcome { name, world, result, ns, .. } = outcome;
         assert!(result.is_ok(), "{name}: {result:?}");
         assert!(ns >= TIMEOUT_NS / 2, "{name}: it did not wait");
@@ -140,7 +148,7 @@ fn a_command_of_any_call_that_is_late() {
 fn a_command_of_any_call_that_never_ends_or_comes_too_late() {
     for fault in [Fault::Stuck, Fault::IllegalForever, Fault::Late(2 * TIMEOUT_NS)] {
         let mut failures = 0;
-        at_every_command(SmmuConfig::qemu(), fault, FEW, |outcome| {
+        at_every_command(&World::shape(SmmuConfig::qemu()), fault, FEW, |outcome| {
             let Outcome { name, world, result, ns, .. } = &outcome;
             // One wait for commands, and four for registers that answer at once.
             assert!(*ns < 2 * TIMEOUT_NS, "{name}: {ns} ns");
@@ -168,7 +176,7 @@ fn a_command_of_any_call_that_never_ends_or_comes_too_late() {
 fn a_global_error_of_every_kind_at_any_command() {
     for (bits, name_of) in GLOBAL_ERRORS {
         let mut seen = 0;
-        at_every_command(SmmuConfig::qemu(), Fault::Raise(bits), FEW / 2, |outcome| {
+        at_every_command(&World::shape(SmmuConfig::qemu()), Fault::Raise(bits), FEW / 2, |outcome| {
             let Outcome { name, world, result, .. } = &outcome;
             let name = format!("{name}, {name_of}");
             seen += 1;

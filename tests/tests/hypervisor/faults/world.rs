@@ -2,9 +2,10 @@
 
 use abi::{Function, Status, attach};
 use tests::bench::{Bench, COMMANDS, SCRATCH, Shape};
+use tests::model::device::Dma;
 use tests::model::smmu::config::SmmuConfig;
 use tests::nest::{ARENA, Nest};
-use tests::owner::{BYPASS, Stage1};
+use tests::owner::{BYPASS, EATS, Stage1};
 
 /// A block of 2 MiB.
 pub const BLOCK: u64 = 2 << 20;
@@ -46,11 +47,15 @@ pub type Call = (&'static str, fn(&World) -> Option<[u64; 4]>);
 impl World {
     /// Boots it.
     pub fn new(config: SmmuConfig, state: State) -> Self {
-        let shape = Shape { relax_ns: 200_000, ..Shape::of(2, config) };
-        Self::on(&shape, state)
+        Self::on(&Self::shape(config), state)
     }
 
-    /// Boots it on a machine of two SMMUs.
+    /// Two SMMUs.
+    pub fn shape(config: SmmuConfig) -> Shape {
+        Shape { relax_ns: 200_000, ..Shape::of(2, config) }
+    }
+
+    /// Boots it on a machine of two SMMUs. Where it trusts devices, all streams have ATS, and warm ATCs when they are attached.
     pub fn on(shape: &Shape, state: State) -> Self {
         let bench = Bench::boot(shape).unwrap_or_else(|error| panic!("{error}"));
         let unit = bench.unit();
@@ -59,7 +64,11 @@ impl World {
         let domain = bench.guest_domain(guest, 16, Stage1::UNITS).unwrap();
         let host = bench.nest(0, 0, SCRATCH, 1).unwrap();
         let theirs = bench.nest(1, domain, ARENA, 1).unwrap();
-        let nested = [host.domain(&bench).unwrap(), theirs.domain(&bench).unwrap()];
+        let ats = !shape.trusted.is_empty();
+        let nested = [&host, &theirs].map(|nest| {
+            let [word0, word1] = nest.stage1.words();
+            bench.nested(nest.vsmmu, [word0, if ats { word1 | EATS } else { word1 }]).unwrap()
+        });
         bench.whole(Function::MemDonate, SCRATCH + 4 * BLOCK, 2 * unit, guest).unwrap();
         bench.whole(Function::MemShare, SCRATCH + 5 * BLOCK, 2 * unit, guest).unwrap();
         bench.whole(Function::MemShare, SCRATCH + 5 * BLOCK + 4 * unit, unit, 0).unwrap();
@@ -74,11 +83,23 @@ impl World {
         if state == State::Busy {
             bench.attach(0, 0, nested[0]).unwrap();
             bench.attach(1, 0, nested[1]).unwrap();
-            bench.attach(1, 1, domain).unwrap();
+            bench.attach_with(1, 1, domain, if ats { attach::ATS } else { 0 }).unwrap();
             for n in 0..4 {
                 assert!(bench.dma(0, 0, host.stage1.va(n)).is_some());
                 assert!(bench.dma(1, 0, theirs.stage1.va(n)).is_some());
                 assert!(bench.dma(1, 1, theirs.stage1.page(n)).is_some());
+                if ats {
+                    let filled = [
+                        (0, 0, host.stage1.va(n)),
+                        (1, 0, theirs.stage1.va(n)),
+                        (1, 1, theirs.stage1.page(n)),
+                    ];
+                    for (smmu, device, address) in filled {
+                        let stream = bench.devices[smmu][device].stream;
+                        let reached = bench.machine().dma_through_atc(smmu, stream, address, 0);
+                        assert!(matches!(reached, Dma::Reached(_)), "the ATC of stream {stream:#x}");
+                    }
+                }
             }
         }
         for block in 0..8 {
