@@ -3,40 +3,22 @@
 use super::knowledge::Knowledge;
 use super::places::Places;
 use super::step::Choices;
+use crate::devices::gic::its::COMMAND_BYTES;
+use crate::devices::gic::{its, lpis};
 use crate::host::{Abort, Host, SideDoors};
 
-const GITS_CTLR: u64 = 0x0;
-const GITS_CBASER: u64 = 0x80;
-const GITS_CWRITER: u64 = 0x88;
-const GITS_CREADR: u64 = 0x90;
-const GITS_BASER: u64 = 0x100;
 /// The registers of an ITS that are written.
 const ITS_WRITTEN: [u64; 7] =
-    [GITS_CTLR, GITS_CBASER, GITS_CWRITER, GITS_CREADR, GITS_BASER, GITS_BASER + 8, GITS_BASER + 0x38];
+    [its::CTLR, its::CBASER, its::CWRITER, its::CREADR, its::BASER, its::BASER + 8, its::BASER + 0x38];
 /// Bytes of the control frame.
 const ITS_BYTES: u64 = 0x1_0000;
-/// GITS_CTLR.Enabled.
-const ITS_ENABLED: u64 = 1;
-/// GITS_CBASER and GITS_BASER: Valid. One page of 4 KiB.
-const VALID: u64 = 1 << 63;
-/// Bytes of a command, and the queue's.
-const COMMAND_BYTES: u64 = 32;
+/// The queue's bytes.
 const QUEUE_BYTES: u64 = 0x1000;
-
-const GICR_CTLR: u64 = 0x0;
-const GICR_PROPBASER: u64 = 0x70;
-const GICR_PENDBASER: u64 = 0x78;
 /// The registers of a Redistributor that are written: its LPIs', and GICR_INVLPIR and GICR_INVALLR.
-const LPI_WRITTEN: [u64; 5] = [GICR_CTLR, GICR_PROPBASER, GICR_PENDBASER, 0xa0, 0xb0];
+const LPI_WRITTEN: [u64; 5] = [lpis::CTLR, lpis::PROPBASER, lpis::PENDBASER, 0xa0, 0xb0];
 /// RD_base and SGI_base of a Redistributor without virtual LPIs.
 const REDISTRIBUTOR_BYTES: u64 = 0x2_0000;
 const RD_BASE_BYTES: u64 = 0x1_0000;
-/// GICR_CTLR.EnableLPIs.
-const ENABLE_LPIS: u64 = 1;
-/// GICR_PROPBASER.IDbits: INTIDs of 14 bits, for tables within 64 KiB.
-const ID_BITS: u64 = 13;
-/// GICR_PENDBASER.PTZ.
-const ALL_ZEROS: u64 = 1 << 62;
 /// The first LPI.
 const FIRST_LPI: u64 = 8192;
 
@@ -162,19 +144,19 @@ pub fn perform<H: Host + ?Sized>(
     doors: &SideDoors,
     action: &InterruptAction,
 ) -> Result<u64, Abort> {
-    let its = |register: u64| doors.its + register;
+    let frame = |register: u64| doors.its + register;
     match *action {
         InterruptAction::Reset => {
-            host.cpu_store(its(GITS_CTLR), 4, 0)?;
+            host.cpu_store(frame(its::CTLR), 4, 0)?;
             for (n, table) in (0..2).zip(places.its_tables()) {
-                host.cpu_store(its(GITS_BASER + 8 * n), 8, VALID | table)?;
+                host.cpu_store(frame(its::BASER + 8 * n), 8, its::VALID | table)?;
             }
-            host.cpu_store(its(GITS_CBASER), 8, VALID | places.its_queue())?;
-            host.cpu_store(its(GITS_CWRITER), 8, 0)?;
-            host.cpu_store(its(GITS_CTLR), 4, ITS_ENABLED)?;
+            host.cpu_store(frame(its::CBASER), 8, its::VALID | places.its_queue())?;
+            host.cpu_store(frame(its::CWRITER), 8, 0)?;
+            host.cpu_store(frame(its::CTLR), 4, its::ENABLED)?;
         }
         InterruptAction::Send(commands) => {
-            let mut written = host.cpu_load(its(GITS_CWRITER), 8)? & !(COMMAND_BYTES - 1);
+            let mut written = host.cpu_load(frame(its::CWRITER), 8)? & !(COMMAND_BYTES - 1);
             for command in commands {
                 let place = places.its_queue() + written % QUEUE_BYTES;
                 for (word, at) in command.into_iter().zip((place..).step_by(8)) {
@@ -182,16 +164,18 @@ pub fn perform<H: Host + ?Sized>(
                 }
                 written = (written + COMMAND_BYTES) % QUEUE_BYTES;
             }
-            host.cpu_store(its(GITS_CWRITER), 8, written)?;
+            host.cpu_store(frame(its::CWRITER), 8, written)?;
         }
         InterruptAction::Lpis { redistributor, configuration, pending, on } => {
             let frame = doors.redistributor + redistributor * REDISTRIBUTOR_BYTES;
             if on {
-                host.cpu_store(frame + GICR_PROPBASER, 8, configuration | ID_BITS)?;
-                host.cpu_store(frame + GICR_PENDBASER, 8, pending | ALL_ZEROS)?;
+                host.cpu_store(frame + lpis::PROPBASER, 8, configuration | lpis::ID_BITS)?;
+                host.cpu_store(frame + lpis::PENDBASER, 8, pending | lpis::ALL_ZEROS)?;
             }
-            let control = host.cpu_load(frame + GICR_CTLR, 4)? & !ENABLE_LPIS;
-            host.cpu_store(frame + GICR_CTLR, 4, if on { control | ENABLE_LPIS } else { control })?;
+            let enable = u64::from(lpis::ENABLE);
+            let control = host.cpu_load(frame + lpis::CTLR, 4)?;
+            let control = if on { control | enable } else { control & !enable };
+            host.cpu_store(frame + lpis::CTLR, 4, control)?;
         }
         InterruptAction::Access { frame, offset, bytes, value } => {
             let base = frame.map_or(doors.its, |frame| doors.redistributor + frame * REDISTRIBUTOR_BYTES);

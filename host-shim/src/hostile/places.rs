@@ -2,6 +2,8 @@
 //!
 //! All lie in the first units of [`Host::scratch`](crate::host::Host::scratch), where donations mostly go to, too.
 
+use crate::devices::gic::lpis::TABLE_BYTES;
+
 /// log2 of the units of [`Places`] that donations mostly take.
 pub const NEAR_LOG2: u32 = 7;
 /// Units of stage 1: descriptors, two levels of tables, and pages of data from here on.
@@ -15,8 +17,6 @@ const DRIVER_UNITS: u64 = 8;
 const ITS: u64 = 80;
 /// First unit of the tables of LPIs: of configuration, and of pending LPIs.
 const LPIS: u64 = 96;
-/// What they are aligned to, and their bytes at the most.
-const LPI_TABLE_BYTES: u64 = 0x1_0000;
 /// The entry of the first stage-1 table that leads to the last one.
 const ROOT_INDEX: u64 = 5;
 
@@ -148,6 +148,6 @@ impl Places {
     /// The configuration and the pending table of a Redistributor. All have one configuration table.
     pub const fn lpi_tables(&self, redistributor: u64) -> (u64, u64) {
         let first = self.unit(LPIS);
-        (first, first + (1 + redistributor % 4) * LPI_TABLE_BYTES)
+        (first, first + (1 + redistributor % 4) * TABLE_BYTES)
     }
 }

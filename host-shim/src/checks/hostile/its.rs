@@ -5,26 +5,19 @@
 
 use super::super::support::{block, cpu_store, cpu_value};
 use super::super::{Check, Outcome, Stop};
-use super::lpis::{LPI_TABLES_BYTES, Lpis};
+use super::lpis::Lpis;
 use super::{Prey, side_doors};
+use crate::devices::gic::its::{BASER, BASERS, CBASER, COMMAND_BYTES, CREADR, CTLR, CWRITER, VALID};
+use crate::devices::gic::lpis::TABLE_BYTES;
 use crate::host::{Abort, Host};
 use crate::{attack_worked, fail, text};
 
-const CTLR: u64 = 0x0;
-const CBASER: u64 = 0x80;
-const CWRITER: u64 = 0x88;
-const CREADR: u64 = 0x90;
-const BASER: u64 = 0x100;
-const BASERS: u64 = 8;
-
-const VALID: u64 = 1 << 63;
 /// GITS_CREADR.Stalled.
 const STALLED: u64 = 1 << 0;
 /// GITS_BASER<n>.Type, bits 58:56.
 const TYPE_SHIFT: u32 = 56;
 const TYPE_DEVICES: u64 = 1;
 const TYPE_COLLECTIONS: u64 = 4;
-const COMMAND_BYTES: u64 = 32;
 /// Bytes of what the checks use of a table, a queue or an ITT, each of which is a page.
 const PAGE_BYTES: u64 = 0x1000;
 /// The collection that interrupts go to.
@@ -94,10 +87,10 @@ impl<'h, H: Host> Its<'h, H> {
         }
         let memory = block(host, 3);
         let lpis = Lpis::new(host)?;
-        if !lpis.turn_on(memory, memory + LPI_TABLES_BYTES)? {
+        if !lpis.turn_on(memory, memory + TABLE_BYTES)? {
             return Err(Stop::NotApplicable(text!("the Redistributor has no LPIs")));
         }
-        Ok(Self { host, base, lpis, queue: memory + 2 * LPI_TABLES_BYTES, written: 0 })
+        Ok(Self { host, base, lpis, queue: memory + 2 * TABLE_BYTES, written: 0 })
     }
 
     /// Where the host has tables of its own: a page for each index.

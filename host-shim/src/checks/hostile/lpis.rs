@@ -4,21 +4,10 @@ use super::super::support::{block, cpu_store, cpu_value, good, refused, unit};
 use super::super::{Check, Outcome, Stop};
 use super::{Prey, side_doors};
 use crate::call::Calls;
+use crate::devices::gic::lpis::{ALL_ZEROS, CTLR, ENABLE, ID_BITS, PENDBASER, PROPBASER, TABLE_BYTES};
 use crate::host::{Abort, Host};
 use crate::{attack_worked, fail, text};
 use abi::Status;
-
-const CTLR: u64 = 0x0;
-const PROPBASER: u64 = 0x70;
-const PENDBASER: u64 = 0x78;
-/// GICR_CTLR.EnableLPIs.
-const ENABLE_LPIS: u32 = 1 << 0;
-/// IDbits of GICR_PROPBASER: INTIDs of 14 bits, so that each table is within 64 KiB.
-const ID_BITS: u64 = 13;
-/// What each of the two tables lies in.
-pub(super) const LPI_TABLES_BYTES: u64 = 0x1_0000;
-/// GICR_PENDBASER.PTZ: the table is all zeros.
-const ALL_ZEROS: u64 = 1 << 62;
 
 pub(super) fn checks<H: Host>() -> [Check<H>; 2] {
     [
@@ -49,7 +38,7 @@ impl<'h, H: Host> Lpis<'h, H> {
     fn on(&self, access: impl FnOnce(&H, u64) -> Result<(), Abort>) -> Result<bool, Stop> {
         access(self.host, self.frame)
             .and_then(|()| self.host.cpu_read_u32(self.frame + CTLR))
-            .map(|control| control & ENABLE_LPIS != 0)
+            .map(|control| control & ENABLE != 0)
             .map_err(|Abort| {
                 Stop::Failed(text!("an access to the Redistributor at {:#x} aborted", self.frame))
             })
@@ -58,7 +47,7 @@ impl<'h, H: Host> Lpis<'h, H> {
     /// Turns LPIs on with these tables, if that can be; whether they are on. What is the host's of them is cleared first.
     pub(super) fn turn_on(&self, configuration: u64, pending: u64) -> Result<bool, Stop> {
         for table in [configuration, pending] {
-            for at in (table..table + LPI_TABLES_BYTES).step_by(8) {
+            for at in (table..table + TABLE_BYTES).step_by(8) {
                 if self.host.cpu_write_u64(at, 0).is_err() {
                     break;
                 }
@@ -68,7 +57,7 @@ impl<'h, H: Host> Lpis<'h, H> {
             host.cpu_write_u64(frame + PROPBASER, configuration | ID_BITS)?;
             host.cpu_write_u64(frame + PENDBASER, pending | ALL_ZEROS)?;
             let control = host.cpu_read_u32(frame + CTLR)?;
-            host.cpu_write_u32(frame + CTLR, control | ENABLE_LPIS)
+            host.cpu_write_u32(frame + CTLR, control | ENABLE)
         })
     }
 
@@ -76,7 +65,7 @@ impl<'h, H: Host> Lpis<'h, H> {
     pub(super) fn turn_off(&self) -> Result<(), Stop> {
         let is_on = self.on(|host, frame| {
             let control = host.cpu_read_u32(frame + CTLR)?;
-            host.cpu_write_u32(frame + CTLR, control & !ENABLE_LPIS)
+            host.cpu_write_u32(frame + CTLR, control & !ENABLE)
         })?;
         if is_on {
             fail!("EnableLPIs of the Redistributor at {:#x} stays set", self.frame);
@@ -112,7 +101,7 @@ fn attack<H: Host>(host: &H, what: &str, tables: impl Fn(u64, u64) -> (u64, u64)
             );
         }
     }
-    let mine = own + LPI_TABLES_BYTES;
+    let mine = own + TABLE_BYTES;
     let (configuration, pending) = tables(mine, own);
     if !lpis.turn_on(configuration, pending)? {
         return Err(Stop::NotApplicable(text!("the Redistributor has no LPIs")));
