@@ -37,6 +37,9 @@ const FAVOURED: [Function; 24] = [
 /// How many guests there are mostly.
 const GUESTS: usize = 4;
 
+/// How many may be half taken apart before another one is made.
+const ENDINGS: usize = 2;
+
 /// A call of any function, or of one that there is not.
 pub fn any(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
     let how = choices.byte();
@@ -55,6 +58,7 @@ pub fn any(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
     };
     // Few guests, that live long, are more to attack than many that own nothing.
     let function = match function {
+        Function::GuestCreate if known.endings() >= ENDINGS => Function::GuestTeardown,
         Function::GuestCreate if known.guests() >= GUESTS && !choices.seldom(16) => Function::MemDonate,
         Function::GuestTeardown if known.ending().is_none() && !choices.seldom(16) => Function::MemReclaim,
         function => function,

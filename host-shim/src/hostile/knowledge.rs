@@ -102,8 +102,8 @@ pub struct Knowledge {
     domains: Recent<u64, 12>,
     /// With the SMMU of each.
     vsmmus: Recent<(u64, usize), 8>,
-    /// Guests that are being taken apart: calls for them are refused.
-    ending: Recent<u64, 8>,
+    /// Guests that are being taken apart: calls for them are refused. As many as there can be, because one that is forgotten stays for ever.
+    ending: Recent<u64, { GuestHandle::MAX as usize }>,
     /// The guest that had to go last, when there were too many.
     victim: u64,
     given: Recent<Held, 48>,
@@ -392,6 +392,11 @@ impl Knowledge {
     /// The guest that is being taken apart.
     pub(super) fn ending(&self) -> Option<u64> {
         self.ending.things.first().copied().flatten()
+    }
+
+    /// How many are.
+    pub(super) fn endings(&self) -> usize {
+        self.ending.things.iter().flatten().count()
     }
 
     /// How many guests are known that are not being taken apart.
