@@ -1,6 +1,6 @@
 //! The targets of the fuzzers: functions of bytes that panic when something that must hold does not.
 //!
-//! `fuzz/` makes a program of libFuzzer's of each. `tests/corpora.rs` runs each with the inputs that are kept.
+//! `fuzz/` makes a program of libFuzzer's of each. `tests/tests/corpora.rs` runs each with the inputs that are kept.
 
 mod host;
 

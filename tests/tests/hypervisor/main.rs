@@ -3,7 +3,6 @@
 mod ats;
 mod checks;
 mod concurrency;
-mod corpora;
 mod domains;
 mod driver;
 mod ending;

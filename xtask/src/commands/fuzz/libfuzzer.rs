@@ -146,7 +146,7 @@ impl Programs {
         for finding in &findings {
             let kept = corpus.keep_finding(&self.shrink(target, finding)?)?;
             println!("    found by {}", finding.display());
-            println!("    kept as {}, which `cargo test -p tests corpora` replays", kept.display());
+            println!("    kept as {}, which `cargo test -p tests --test corpora` replays", kept.display());
         }
         Ok(findings.is_empty())
     }
