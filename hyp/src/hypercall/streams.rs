@@ -102,10 +102,13 @@ impl<P: Platform> Hypervisor<P> {
             Err(HoldError::Pci(error)) => Err(error.status().into()),
             Err(HoldError::Hold(failure)) => Err(failure),
         };
-        // After a failure too it can be attached, if the SMMU is lost: it may translate by the guest's table, and what
-        // is held stays held for as long.
-        let unattached = Ok(StreamState::Unattached);
-        if attached.is_ok() || self.iommu.query(&self.platform, smmu, stream) != unattached {
+        // After a failure too it can be the guest's, if the SMMU is lost: it may translate by the guest's table, and what is held stays held
+        // for as long. Or the host's driver has taken it since it was found free, and it is the host's.
+        let is_guests = || {
+            let state = self.iommu.query(&self.platform, smmu, stream);
+            matches!(state, Ok(StreamState::Attached { domain, .. }) if domain.owner() == Principal::Guest(guest))
+        };
+        if attached.is_ok() || is_guests() {
             // There is room, see above.
             let _ = streams.push(GuestStream { guest, smmu, stream, held });
         } else {

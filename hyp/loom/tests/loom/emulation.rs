@@ -1,5 +1,6 @@
-//! Emulated SMMUs that work with memory of the host's, while another CPU gives that memory away.
+//! Emulated SMMUs that work with memory and streams of the host's, while another CPU gives them away.
 
+use abi::{Function, Status};
 use smmuv3::registers::GERROR;
 use tests::driver::{BYPASS, CMDQEN, EVENTQEN, SMMUEN, cfgi_ste, reg, sync_to};
 
@@ -41,9 +42,16 @@ fn driven(mistake: Mistake, commands: &[[u64; 2]]) -> World {
     world
 }
 
-/// One command more for the SMMU.
+/// The SMMU may take the first command.
 fn produce(world: &World) {
     world.store_register(0, reg::CMDQ_PROD, 4, 1);
+}
+
+/// Writes words 0 and 1 of the STE of the driver's stream, before anything goes on.
+fn fill_ste(world: &World, words: [u64; 2]) {
+    for (at, word) in (TABLE + 64 * u64::from(DRIVERS.1)..).step_by(8).zip(words) {
+        world.fill(at, word);
+    }
 }
 
 /// Whether the error is active; no other is.
@@ -72,9 +80,7 @@ const COMPLETION: Model = Model {
 const STREAM_TABLE: Model = Model {
     prepare: |mistake| {
         let world = driven(mistake, &[cfgi_ste(DRIVERS.1)]);
-        let entry = TABLE + 64 * u64::from(DRIVERS.1);
-        world.fill(entry, BYPASS[0]);
-        world.fill(entry + 8, BYPASS[1]);
+        fill_ste(&world, BYPASS);
         world
     },
     acts: &[
@@ -125,6 +131,40 @@ const EVENT: Model = Model {
         }
     },
 };
+
+/// An STE that aborts.
+const ABORT: [u64; 2] = [1, 0];
+
+/// The stream itself: whoever comes second does not get it. What only looks as if the guest had it would be in the way of the guest's end.
+const STREAM: Model = Model {
+    prepare: |mistake| {
+        let world = driven(mistake, &[cfgi_ste(DRIVERS.1); 2]);
+        fill_ste(&world, BYPASS);
+        world
+    },
+    acts: &[produce, |world| {
+        let answer = world.attach(DRIVERS, world.guest, 0);
+        assert!(matches!(answer, Ok(()) | Err(Status::Busy)), "{answer:?}");
+    }],
+    end: |world| {
+        assert!(!has_error(world, 0));
+        let came =
+            if world.dma(Actor::Host, DRIVERS, EVENTS).is_some() { "the driver's" } else { "the guest's" };
+        fill_ste(world, ABORT);
+        world.store_register(0, reg::CMDQ_PROD, 4, 2);
+        let mut steps = 0;
+        while world.call(Function::GuestTeardown, [world.guest, 0, 0, 0]).unwrap()[0] != 0 {
+            steps += 1;
+            assert!(steps < 10, "the guest does not end");
+        }
+        came
+    },
+};
+
+#[test]
+fn a_stream_is_attached_to_a_guest_while_the_driver_sets_its_ste() {
+    STREAM.explore(PREEMPTIONS, &["the driver's", "the guest's"]);
+}
 
 #[test]
 fn the_page_of_a_completion_is_given_away() {
