@@ -81,6 +81,11 @@ impl Action {
         }
     }
 
+    /// Whether it is a hypercall.
+    pub const fn is_call(&self) -> bool {
+        matches!(self, Self::Call { .. } | Self::Invalidate { .. })
+    }
+
     /// The function of a call that the interface has.
     pub fn function(&self) -> Option<abi::Function> {
         match self {

@@ -37,6 +37,8 @@ struct Options {
     digest: u64,
     /// Without changes of ownership.
     calm: bool,
+    /// Hypercalls alone.
+    calls: bool,
 }
 
 impl Options {
@@ -48,6 +50,7 @@ impl Options {
             every: EVERY,
             digest: DIGEST_EVERY,
             calm: false,
+            calls: false,
         };
         for word in words {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -59,10 +62,16 @@ impl Options {
                 "every" => options.every = number.unwrap_or(options.every).max(1),
                 "digest" => options.digest = number.unwrap_or(options.digest),
                 "calm" => options.calm = true,
+                "calls" => options.calls = true,
                 _ => {}
             }
         }
         options
+    }
+
+    /// Whether what a step would do is left out.
+    fn leaves_out(&self, action: &Action) -> bool {
+        self.calm && action.changes_owners() || self.calls && !action.is_call()
     }
 }
 
@@ -185,7 +194,7 @@ impl Attack<'_> {
         for n in 0..self.options.steps {
             let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
             let action = Action::of(&step, &known);
-            if !(self.options.calm && action.changes_owners()) {
+            if !self.options.leaves_out(&action) {
                 let outcome = match self.step(cpu, n, &mut known, &action) {
                     Ok(outcome) => outcome,
                     Err(finding) => {

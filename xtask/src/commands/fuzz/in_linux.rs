@@ -51,8 +51,12 @@ fn bootargs(options: &Options, seed: u64, minutes: u64) -> String {
 
 /// Refuses what only the project's own host does.
 fn refuse(options: &Options) -> Result<()> {
-    let given =
-        [(options.icount, "--icount"), (options.calm, "--calm"), (options.replay.is_some(), "--replay FILE")];
+    let given = [
+        (options.icount, "--icount"),
+        (options.calm, "--calm"),
+        (options.calls, "--calls"),
+        (options.replay.is_some(), "--replay FILE"),
+    ];
     if let Some((_, option)) = given.iter().find(|(given, _)| *given) {
         bail!("{option} needs the project's own host: type `cargo xtask fuzz --in-qemu {option}`");
     }
@@ -81,9 +85,12 @@ mod tests {
 
     #[test]
     fn what_linux_cannot_do_is_refused_with_who_can() {
-        for (option, said) in
-            [("--icount", "--icount"), ("--calm", "--calm"), ("--replay x", "--replay FILE")]
-        {
+        for (option, said) in [
+            ("--icount", "--icount"),
+            ("--calm", "--calm"),
+            ("--calls", "--calls"),
+            ("--replay x", "--replay FILE"),
+        ] {
             let arguments = typed(&format!("--host linux {option}")).expect("it is an option");
             let error = refuse(&arguments.machine).expect_err("it is not Linux's").to_string();
             assert!(error.contains(&format!("cargo xtask fuzz --in-qemu {said}")), "{error}");

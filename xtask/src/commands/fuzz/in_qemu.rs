@@ -51,6 +51,9 @@ pub struct Options {
     /// Without calls that change who owns memory
     #[arg(long, requires = "in_machine")]
     pub(super) calm: bool,
+    /// Hypercalls alone: no accesses, nothing that drivers and devices do
+    #[arg(long, requires = "in_machine")]
+    pub(super) calls: bool,
     /// The steps of this file instead of those of a seed
     #[arg(long, requires = "in_machine", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus"])]
     pub(super) replay: Option<PathBuf>,
@@ -243,7 +246,8 @@ fn attack(target: &Target, shape: Shape, seed: u64, options: &Options, minutes: 
     );
     let steps = options.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
     let calm = if options.calm { " calm" } else { "" };
-    let bootargs = format!("seed={seed} seconds={}{steps}{calm}", minutes * 60);
+    let calls = if options.calls { " calls" } else { "" };
+    let bootargs = format!("seed={seed} seconds={}{steps}{calm}{calls}", minutes * 60);
     // An instruction that is counted is a nanosecond of the machine's clock, and takes several of ours.
     let timeout = Duration::from_secs(minutes * 60) * if options.icount { 20 } else { 1 } + BESIDES;
     let attempt = Attempt {
@@ -355,6 +359,7 @@ pub fn test(target: &Target, minutes: u64) -> Result<Record> {
         icount: false,
         steps: None,
         calm: false,
+        calls: false,
         replay: None,
     };
     attack(target, shape, new_seed(), &options, minutes)
