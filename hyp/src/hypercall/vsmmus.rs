@@ -26,12 +26,15 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     pub(super) fn vsmmu_destroy(&self, vsmmu: u64) -> Outcome {
+        // With this lock nobody takes the guest apart, here and below.
+        let _streams = self.streams.lock();
         let vsmmu = self.claimed_vsmmu(vsmmu)?;
         self.iommu.destroy_vsmmu(&self.platform, vsmmu)?;
         Ok([0; 4])
     }
 
     pub(super) fn vsmmu_add_stream(&self, vsmmu: u64, virtual_stream: u64, stream: u64) -> Outcome {
+        let _streams = self.streams.lock();
         let vsmmu = self.claimed_vsmmu(vsmmu)?;
         let stream = u32::try_from(stream).map_err(|_| Status::UnknownStream)?;
         let virtual_stream = u32::try_from(virtual_stream).map_err(|_| Status::Invalid)?;
@@ -43,10 +46,13 @@ impl<P: Platform> Hypervisor<P> {
     }
 
     pub(super) fn vsmmu_remove_stream(&self, vsmmu: u64, virtual_stream: u64) -> Outcome {
-        let vsmmu = self.claimed_vsmmu(vsmmu)?;
-        let virtual_stream = u32::try_from(virtual_stream).map_err(|_| Status::UnknownStream)?;
-        let p = &self.platform;
-        let (smmu, stream) = self.iommu.remove_virtual_stream(p, vsmmu, virtual_stream, &mut self.pages())?;
+        let (smmu, stream) = {
+            let _streams = self.streams.lock();
+            let vsmmu = self.claimed_vsmmu(vsmmu)?;
+            let virtual_stream = u32::try_from(virtual_stream).map_err(|_| Status::UnknownStream)?;
+            self.iommu.remove_virtual_stream(&self.platform, vsmmu, virtual_stream, &mut self.pages())?
+        };
+        // The lock of an emulated SMMU comes before that of the streams.
         self.return_stream(smmu, stream);
         Ok([0; 4])
     }

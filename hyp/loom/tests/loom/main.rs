@@ -12,6 +12,7 @@ mod look;
 mod mistake;
 mod ownership;
 mod tags;
+mod teardown;
 mod world;
 
 /// For the sources below, as in the library.

@@ -56,9 +56,10 @@ const fn rid((smmu, stream): Device) -> u32 {
 /// The hypervisor, and what is on the machine.
 pub struct World {
     pub hypervisor: Box<Hypervisor<Bus>>,
-    /// Handles of the guest, and of its domains.
+    /// Handles of the guest, and of its domains and vSMMU.
     pub guest: u64,
     pub domains: Vec<u64>,
+    pub vsmmu: u64,
 }
 
 fn devices(smmus: usize) -> impl Iterator<Item = Device> {
@@ -142,7 +143,7 @@ impl World {
             | u64::from(geometry.ps()) << 16;
         let stage2 = Stage2Config::from_registers(vtcr, table.root().0, PA_BITS.into()).unwrap();
         hypervisor.platform().machine().cpu.stage2 = Some(stage2);
-        let mut world = Self { hypervisor, guest: 0, domains: Vec::new() };
+        let mut world = Self { hypervisor, guest: 0, domains: Vec::new(), vsmmu: 0 };
         world.guest = world.call(Function::GuestCreate, [0; 4]).unwrap()[0];
         world.donate(SPLITTER).unwrap();
         world
