@@ -1,9 +1,10 @@
 # What `bench=` on the kernel's command line asks for: the time of transfers, or transfers in phases that the log of the
-# emulator is cut by, or nothing but a boot. All on the first NVMe, one transfer at a time and past the page cache.
+# emulator is cut by, or nothing but a boot. Those by a disk are on the first NVMe, one at a time and past the page cache.
 
-# transfer read|write KIB COUNT
+# transfer read|write|pipe KIB COUNT: by the disk, or from one program to another, which no device and no EL2 has a part in.
 transfer() {
     case $1 in
+        pipe) dd if=/dev/zero bs=${2}k count=$3 | dd of=/dev/null bs=${2}k ;;
         read) dd if=/dev/$disk of=/dev/null bs=${2}k count=$3 iflag=direct ;;
         write) dd if=/dev/zero of=/dev/$disk bs=${2}k count=$3 oflag=direct conv=notrunc ;;
     esac 2>/tmp/said && return
@@ -31,14 +32,17 @@ bench_time() {
     local round kib count kind
     warm_up || return 1
     for round in 1 2 3 4 5; do
-        for kib in 4 64; do
-            count=$((kib == 4 ? 800 : 200))
-            for kind in read write; do
-                stamp begin
-                transfer $kind $kib $count || return 1
-                stamp end
-                echo "measure: $kind-${kib}k-ns $((($(stamped end) - $(stamped begin)) * 1000 / count))"
-            done
+        for kind in read-4k write-4k read-64k write-64k pipe-64k; do
+            case $kind in
+                pipe-*) count=2000 ;;
+                *-4k) count=800 ;;
+                *) count=200 ;;
+            esac
+            kib=${kind#*-}
+            stamp begin
+            transfer ${kind%-*} ${kib%k} $count || return 1
+            stamp end
+            echo "measure: $kind-ns $((($(stamped end) - $(stamped begin)) * 1000 / count))"
         done
     done
 }
