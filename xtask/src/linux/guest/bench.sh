@@ -34,7 +34,7 @@ bench_time() {
     for round in 1 2 3 4 5; do
         for kind in read-4k write-4k read-64k write-64k pipe-64k; do
             case $kind in
-                pipe-*) count=2000 ;;
+                pipe-*) count=500 ;;
                 *-4k) count=800 ;;
                 *) count=200 ;;
             esac
