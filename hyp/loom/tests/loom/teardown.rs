@@ -23,15 +23,6 @@ fn owned(mistake: Mistake) -> World {
     world
 }
 
-/// Every step is one that the interface knows: the guest is there until it is gone.
-fn take_apart(world: &World) {
-    let mut steps = 0;
-    while world.call(Function::GuestTeardown, [world.guest, 0, 0, 0]).unwrap()[0] != 0 {
-        steps += 1;
-        assert!(steps < 10, "the guest does not end");
-    }
-}
-
 /// A call that comes before a step of the other CPU's or after it.
 fn is_fair(answer: Result<[u64; 4], Status>) {
     assert!(matches!(answer, Ok(_) | Err(Status::Busy | Status::UnknownVsmmu)), "{answer:?}");
@@ -44,7 +35,7 @@ const OBJECTS: Model = Model {
             is_fair(world.call(Function::VsmmuRemoveStream, [world.vsmmu, VIRTUAL, 0, 0]));
             is_fair(world.call(Function::VsmmuDestroy, [world.vsmmu, 0, 0, 0]));
         },
-        take_apart,
+        World::take_apart,
     ],
     end: |world| {
         assert_eq!(world.dma(Actor::Host, GUESTS, crate::world::PAGES[0]), None);
@@ -60,7 +51,7 @@ const ADDED: Model = Model {
     },
     acts: &[
         |world| is_fair(world.call(Function::VsmmuAddStream, [world.vsmmu, VIRTUAL, GUESTS.1.into(), 0])),
-        take_apart,
+        World::take_apart,
     ],
     end: |_| "gone",
 };

@@ -177,6 +177,15 @@ impl World {
         self.call(Function::MemReclaim, [page, PAGE, self.guest, 0]).map(drop)
     }
 
+    /// Takes the guest apart. Every step is one that the interface knows: the guest is there until it is gone.
+    pub fn take_apart(&self) {
+        let mut steps = 0;
+        while self.call(Function::GuestTeardown, [self.guest, 0, 0, 0]).unwrap()[0] != 0 {
+            steps += 1;
+            assert!(steps < 10, "the guest does not end");
+        }
+    }
+
     /// Makes one more of the guest's domains.
     pub fn add_domain(&mut self) -> u64 {
         let [domain, ..] = self.call(Function::DomainCreate, [self.guest, 0, 0, 0]).unwrap();
