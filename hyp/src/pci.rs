@@ -24,7 +24,7 @@ use crate::devicetree::{Machine, PcieNode};
 use crate::list::List;
 use crate::platform::Platform;
 use abi::Status;
-use config::{Config, Header, next_on_bus};
+use config::{Config, Devices, Header};
 use core::fmt;
 use smmuv3::address::PhysRange;
 
@@ -32,7 +32,7 @@ use smmuv3::address::PhysRange;
 /// instructions.
 const MAX_BRIDGES: usize = 48;
 /// The most configuration registers that one call reads, at some 40 instructions each, so that a hypercall
-/// stays bounded whatever a device answers. Enough for 16 root buses with 48 bridges and 280 functions.
+/// stays bounded whatever a device answers. Enough for 48 ports with eight functions behind each.
 const MAX_READS: u32 = 3072;
 
 /// A PCI function: a root bus of the machine, and a Requester ID on it.
@@ -227,6 +227,7 @@ struct Bus {
     last: u8,
     /// The bus that its bridge is on; its own number for the root bus.
     parent: u8,
+    devices: Devices,
 }
 
 struct Walk<'a, P> {
@@ -250,7 +251,8 @@ impl<'a, P: Platform> Walk<'a, P> {
         node: &'a PcieNode,
         hold: &mut impl FnMut(PhysRange) -> Result<(), E>,
     ) -> Result<(), HoldError<E>> {
-        let root = Bus { number: node.first_bus, last: node.last_bus, parent: node.first_bus };
+        let (number, last) = (node.first_bus, node.last_bus);
+        let root = Bus { number, last, parent: number, devices: Devices::Any };
         self.config.enter(node);
         self.buses.clear();
         self.buses.push(root).map_err(|_| PciError::TooMany)?;
@@ -260,7 +262,7 @@ impl<'a, P: Platform> Walk<'a, P> {
             let mut at = Some(u16::from(bus.number) << 8);
             while let Some(rid) = at {
                 let found = self.config.header(rid)?;
-                at = next_on_bus(rid, found);
+                at = bus.devices.after(rid, found);
                 let Some((header, _)) = found else { continue };
                 if header == Header::Bridge && !self.roots.contains(index, rid) {
                     self.bridges += 1;
@@ -300,10 +302,12 @@ impl<'a, P: Platform> Walk<'a, P> {
             return Err(PciError::BusNumbers(rid));
         }
         let is_above = self.target.is_some_and(|target| (secondary..=subordinate).contains(&target));
-        if is_above && !self.config.is_express_port(rid)? {
-            return Err(PciError::Conventional(rid));
-        }
-        let bus = Bus { number: secondary, last: subordinate, parent: on.number };
+        let devices = match self.config.behind_express_port(rid)? {
+            Some(devices) => devices,
+            None if is_above => return Err(PciError::Conventional(rid)),
+            None => Devices::Any,
+        };
+        let bus = Bus { number: secondary, last: subordinate, parent: on.number, devices };
         self.buses.push(bus).map_err(|_| PciError::TooMany)
     }
 }

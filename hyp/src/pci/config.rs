@@ -24,6 +24,10 @@ pub const COMMAND_BUS_MASTER: u32 = 1 << 2;
 const STATUS_CAPABILITIES: u32 = 1 << 20;
 /// Capability ID of PCI Express (7.5.3).
 const EXPRESS: u8 = 0x10;
+/// From the PCI Express capability to Device Control 2 (7.5.3.16), which its version 2 has first.
+const DEVICE_CONTROL_2: u16 = 0x28;
+/// Device Control 2: ARI Forwarding Enable.
+const ARI_FORWARDING: u32 = 1 << 5;
 /// Capability ID of Enhanced Allocation (7.8.5).
 pub const ENHANCED_ALLOCATION: u8 = 0x14;
 /// The most capabilities that fit into the 192 bytes they may be in.
@@ -38,13 +42,28 @@ pub enum Header {
     Bridge,
 }
 
-/// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at
-/// this one.
-pub const fn next_on_bus(rid: u16, found: Option<(Header, bool)>) -> Option<u16> {
-    // Without function 0 there is no device (7.5.1.1.9), and with it alone no other function.
-    let alone = rid & 7 == 0 && !matches!(found, Some((_, true)));
-    let devfn = (rid & 0xff) + if alone { 8 } else { 1 };
-    if devfn <= 0xff { Some(rid & 0xff00 | devfn) } else { None }
+/// Where on a bus there can be functions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// In all 32 places.
+    Any,
+    /// In the first: the bus is a link, and the port above it delivers requests for Device 0 alone (7.3.1).
+    First,
+}
+
+impl Devices {
+    /// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at
+    /// this one.
+    pub const fn after(self, rid: u16, found: Option<(Header, bool)>) -> Option<u16> {
+        // Without function 0 there is no device (7.5.1.1.9), and with it alone no other function.
+        let alone = rid & 7 == 0 && !matches!(found, Some((_, true)));
+        let devfn = (rid & 0xff) + if alone { 8 } else { 1 };
+        let last = match self {
+            Self::Any => 0xff,
+            Self::First => 0x07,
+        };
+        if devfn <= last { Some(rid & 0xff00 | devfn) } else { None }
+    }
 }
 
 /// The configuration space of one root bus.
@@ -159,11 +178,22 @@ impl<'a, P: Platform> Config<'a, P> {
         Ok(None)
     }
 
-    /// Whether a bridge is a root port or a port of a switch: Device/Port Type 4 to 6 of the PCI Express
-    /// Capabilities register (7.5.3.2).
-    pub fn is_express_port(&mut self, rid: u16) -> Result<bool, PciError> {
-        let Some(at) = self.capability(rid, EXPRESS)? else { return Ok(false) };
-        Ok(matches!(self.read(rid, at)? >> 20 & 0xf, 4..=6))
+    /// What can be on the bus behind a bridge, if the bridge is a root port or a port of a switch: Device/Port
+    /// Type 4 to 6 of the PCI Express Capabilities register (7.5.3.2).
+    pub fn behind_express_port(&mut self, rid: u16) -> Result<Option<Devices>, PciError> {
+        let Some(at) = self.capability(rid, EXPRESS)? else { return Ok(None) };
+        let capabilities = self.read(rid, at)? >> 16;
+        Ok(match capabilities >> 4 & 0xf {
+            // The upstream port of a switch has its internal bus behind it.
+            5 => Some(Devices::Any),
+            4 | 6 => {
+                // With ARI the Device Number is a part of a function's.
+                let has_control_2 = capabilities & 0xf >= 2;
+                let ari = has_control_2 && self.read(rid, at + DEVICE_CONTROL_2)? & ARI_FORWARDING != 0;
+                Some(if ari { Devices::Any } else { Devices::First })
+            }
+            _ => None,
+        })
     }
 
     fn spend(&mut self) -> Result<(), PciError> {

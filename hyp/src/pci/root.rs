@@ -5,7 +5,7 @@
 //! each root bus were looked at when the host runs, bridges of two of them could hide each other in turn: so
 //! their pages are known beforehand and are all held before any is read.
 
-use super::config::{Config, Header, next_on_bus};
+use super::config::{Config, Devices, Header};
 use super::{HoldError, MAX_BRIDGES, PciError};
 use crate::devicetree::{Machine, PcieNode};
 use crate::list::List;
@@ -66,7 +66,7 @@ impl RootBridges {
         let mut at = Some(u16::from(node.first_bus) << 8);
         while let Some(rid) = at {
             let found = config.header(rid)?;
-            at = next_on_bus(rid, found);
+            at = Devices::Any.after(rid, found);
             if let Some((Header::Bridge, _)) = found {
                 let bridge = RootBridge { node: index, rid, id: config.id(rid)? };
                 self.bridges.push(bridge).map_err(|_| PciError::TooMany)?;

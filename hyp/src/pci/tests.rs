@@ -23,6 +23,12 @@ pub(crate) mod buses;
 const ECAM: u64 = 0x40_1000_0000;
 const BUS: u16 = 0x18;
 const EXPRESS_AT: u16 = 0x40;
+const ROOT_PORT: u32 = 4;
+const UPSTREAM: u32 = 5;
+/// The PCI Express capability of a root port, version 2.
+const PORT: u32 = ROOT_PORT << 20 | 0x0002_0010;
+const CONTROL_2_AT: u16 = EXPRESS_AT + 0x28;
+const ARI_FORWARDING: u32 = 1 << 5;
 
 /// One function and, if it is a bridge, what is behind it.
 #[derive(Clone, Debug)]
@@ -44,14 +50,14 @@ impl Device {
         words[1] = 0xf010_0007;
         writable[1] = 0x0000_0547;
         words[0x34 / 4] = u32::from(EXPRESS_AT);
-        words[usize::from(EXPRESS_AT) / 4] = 0x0002_0010;
+        words[usize::from(EXPRESS_AT) / 4] = PORT - (ROOT_PORT << 20);
         Self { devfn, words, writable, behind: Vec::new(), captured: None }
     }
 
     fn bridge(device: u8, secondary: u8, subordinate: u8, behind: Vec<Device>) -> Self {
         let mut bridge = Self::new(device << 3);
         bridge.words[3] = 0x0001_0000;
-        bridge.words[usize::from(EXPRESS_AT) / 4] = 0x0042_0010;
+        bridge.words[usize::from(EXPRESS_AT) / 4] = PORT;
         bridge.words[usize::from(BUS) / 4] = u32::from_le_bytes([0, secondary, subordinate, 0]);
         bridge.behind = behind;
         bridge
@@ -68,6 +74,23 @@ impl Device {
         self
     }
 
+    /// A bridge of this Device/Port Type.
+    fn port(self, kind: u32) -> Self {
+        self.word(EXPRESS_AT, kind << 20 | PORT & 0xf_ffff)
+    }
+
+    fn forwards_ari(self, forwards: bool) -> Self {
+        self.word(CONTROL_2_AT, if forwards { ARI_FORWARDING } else { 0 })
+    }
+
+    /// Whether requests for this device of the bus behind it are delivered: by a root port and by a downstream port of a switch without
+    /// ARI Forwarding to Device 0 alone.
+    fn delivers(&self, devfn: u8) -> bool {
+        let [express, control_2] = [EXPRESS_AT, CONTROL_2_AT].map(|at| self.words[usize::from(at) / 4]);
+        let leads_to_link = express & 0xff == 0x10 && [4, 6].contains(&(express >> 20 & 0xf));
+        !leads_to_link || express >> 16 & 0xf >= 2 && control_2 & ARI_FORWARDING != 0 || devfn < 8
+    }
+
     fn multi_function(mut self) -> Self {
         self.words[3] |= 0x0080_0000;
         self
@@ -80,6 +103,8 @@ struct State {
     second: Vec<Device>,
     held: BTreeSet<u64>,
     accesses: u32,
+    /// Requester IDs of which a register was read.
+    asked: BTreeSet<u16>,
     /// What the host writes when a register of this bus is read the first time: bus numbers to a bridge.
     host: Option<(u8, u16, [u8; 4])>,
     /// Registers that were read before their page was held, though the host can change them.
@@ -94,8 +119,8 @@ impl Fake {
     }
 
     fn with_second(root: Vec<Device>, second: Vec<Device>) -> Self {
-        let (held, early) = (BTreeSet::new(), vec![]);
-        Self(Mutex::new(State { root, second, held, accesses: 0, host: None, early }))
+        let (held, asked, early) = (BTreeSet::new(), BTreeSet::new(), vec![]);
+        Self(Mutex::new(State { root, second, held, accesses: 0, asked, host: None, early }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -111,7 +136,8 @@ fn route(on: &mut [Device], number: u8, bus: u8, devfn: u8) -> Option<&mut Devic
     for device in on {
         let [_, secondary, subordinate, _] = device.words[usize::from(BUS) / 4].to_le_bytes();
         if device.words[3] >> 16 & 0x7f == 1 && subordinate != 0 && (secondary..=subordinate).contains(&bus) {
-            return route(&mut device.behind, secondary, bus, devfn);
+            let delivers = bus != secondary || device.delivers(devfn);
+            return if delivers { route(&mut device.behind, secondary, bus, devfn) } else { None };
         }
     }
     None
@@ -129,6 +155,10 @@ impl State {
         } else {
             route(&mut self.root, 0, bus, devfn)
         }
+    }
+
+    fn asked(&self, bus: u8, devfn: u8) -> bool {
+        self.asked.contains(&u16::from_be_bytes([bus, devfn]))
     }
 
     /// The host writes bus numbers, if nobody keeps it from that.
@@ -177,12 +207,13 @@ impl Platform for Fake {
         state.accesses += 1;
         let offset = address.0 - ECAM;
         let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
+        state.asked.insert(u16::from_be_bytes([bus, devfn]));
         if let Some((_, rid, numbers)) = state.host.take_if(|host| host.0 == bus) {
             state.renumber(rid, numbers);
         }
         let held = state.held.contains(&(address.0 & !0xfff));
         let Some(device) = state.answers(bus, devfn) else { return u32::MAX };
-        let word = device.words[usize::from(at) / 4];
+        let word = device.words.get(usize::from(at) / 4).copied().unwrap_or(0);
         if ![0, 0xc].contains(&at) && !held {
             state.early.push(at);
         }
@@ -327,7 +358,7 @@ fn tree() -> Vec<Device> {
         .bar(0x20, 0x2000_0000, 0xffff_ff00)
         .bar(0x30, 0x1234_0001, 0xfffe_0001);
     let ports = vec![Device::bridge(0, 3, 3, vec![endpoint]), Device::bridge(1, 4, 4, vec![Device::new(0)])];
-    let upstream = Device::bridge(0, 2, 4, ports);
+    let upstream = Device::bridge(0, 2, 4, ports).port(UPSTREAM);
     vec![
         Device::new(0),
         Device::bridge(1, 1, 5, vec![upstream]).multi_function(),

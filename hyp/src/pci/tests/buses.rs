@@ -123,7 +123,8 @@ fn bridges_of_all_root_buses_count() {
     };
     let with = |count| {
         let fake = Fake::with_second(ports(1, 15), ports(17, count));
-        // 15 more on bus 1.
+        // 15 more on bus 1, the internal one of a switch.
+        fake.state().root[0] = Device::bridge(0, 1, 1, vec![]).port(UPSTREAM);
         fake.state().root[0].behind = (0..32)
             .map(|device| Device::bridge(device, 0, 0, vec![]).word(4, 0))
             .take(MAX_BRIDGES - 15 - 10)
@@ -186,6 +187,56 @@ fn behind_a_conventional_bridge_functions_share_a_requester_id() {
 }
 
 #[test]
+fn a_link_is_asked_for_one_device() {
+    // Device 0 is there eight times, device 1 once.
+    let behind = |kind, ari, other| {
+        let functions = (0..8).map(|devfn| Device::new(devfn).multi_function());
+        let port = Device::bridge(1, 1, 1, functions.chain([Device::new(8)]).collect());
+        let mut root = vec![port.port(kind).forwards_ari(ari)];
+        root.push(Device::bridge(2, 2, 2, vec![Device::new(0)]).port(other));
+        Fake::new(root)
+    };
+    for (kind, ari) in [(ROOT_PORT, false), (ROOT_PORT, true), (UPSTREAM, false), (6, false), (6, true)] {
+        let fake = behind(kind, ari, ROOT_PORT);
+        assert!(hold(&fake, 0x107).is_ok());
+        let (is_link, state) = (kind != UPSTREAM && !ari, fake.state());
+        assert_eq!((state.asked(1, 7), state.asked(1, 8)), (true, !is_link), "{kind} {ari}");
+        // Without capability version 2 there is no ARI to forward.
+        drop(state);
+        fake.state().root[0].words[usize::from(EXPRESS_AT) / 4] &= !(1 << 17);
+        fake.state().root[0].words[usize::from(EXPRESS_AT) / 4] |= 1 << 16;
+        fake.state().asked.clear();
+        assert!(hold(&fake, 0x107).is_ok());
+        assert_eq!(fake.state().asked(1, 8), kind == UPSTREAM, "{kind} {ari}");
+        assert_eq!(hold(&fake, 0x108).is_ok(), kind == UPSTREAM, "{kind} {ari}");
+    }
+    // What is behind a bridge that is no port is looked at too, if it is not above the function.
+    let fake = behind(ROOT_PORT, false, 7);
+    assert!(hold(&fake, 0x107).is_ok());
+    assert!(fake.state().asked(2, 8));
+}
+
+#[test]
+fn a_large_machine_is_walked_within_the_bound() {
+    let endpoint = |functions: u8| (0..functions).map(|devfn| Device::new(devfn).multi_function()).collect();
+    let machine = || {
+        let mut machine = machine();
+        let node = machine.pcie.get_mut(0).unwrap();
+        (node.ecam, node.last_bus) = (range(ECAM, 49 << 20), 48);
+        node.iommu_map.get_mut(0).unwrap().length = 49 << 8;
+        machine
+    };
+    // 48 ports as 6 devices, and 8 functions behind each.
+    let root = (0..48_u8).map(|port| {
+        let bridge = Device::bridge(0, port + 1, port + 1, endpoint(8)).multi_function();
+        Device { devfn: port, ..bridge }
+    });
+    let fake = Fake::new(root.collect());
+    let roots = RootBridges::find(&fake, &machine());
+    assert_eq!(hold_with(&fake, &machine(), &roots, Function { node: 0, rid: 0x3000 }).map(|_| ()), Ok(()));
+}
+
+#[test]
 fn the_walk_is_bounded() {
     // 40 bridges on the root bus.
     let bridges = (0..32).flat_map(|device| {
@@ -205,9 +256,9 @@ fn the_walk_is_bounded() {
         devices.into_iter().chain(others).collect::<Vec<_>>()
     };
     let root = (1..15).rev().fold(full(vec![]), |behind, bus| {
-        full(vec![Device::bridge(0, bus + 1, 15, behind).multi_function()])
+        full(vec![Device::bridge(0, bus + 1, 15, behind).port(UPSTREAM).multi_function()])
     });
-    let mut root = vec![Device::bridge(0, 1, 15, root)];
+    let mut root = vec![Device::bridge(0, 1, 15, root).port(UPSTREAM)];
     root.truncate(1);
     let error = pci_error(root, 0xf00);
     assert_eq!(error, PciError::TooMany);
@@ -227,10 +278,12 @@ fn any_device(depth: u32) -> BoxedStrategy<Device> {
         return endpoint.boxed();
     }
     let behind = proptest::collection::vec(any_device(depth - 1), 0..4);
-    let bridge = (0..5_u8, behind, any::<bool>()).prop_map(|(device, behind, multi)| {
-        let bridge = Device::bridge(device, 0, 0, behind);
-        if multi { bridge.multi_function() } else { bridge }
-    });
+    let bridge = (0..5_u8, behind, any::<bool>(), 4..8_u32, any::<bool>()).prop_map(
+        |(device, behind, multi, kind, ari)| {
+            let bridge = Device::bridge(device, 0, 0, behind).port(kind).forwards_ari(ari);
+            if multi { bridge.multi_function() } else { bridge }
+        },
+    );
     prop_oneof![endpoint, bridge].boxed()
 }
 
@@ -276,11 +329,16 @@ fn any_buses() -> impl Strategy<Value = Buses> {
 }
 
 fn a_held_function_is_alone((mut root, hostile, copies): Buses) -> Result<(), TestCaseError> {
-    // Two functions of one bus with one number are no machine.
+    // Two functions of one bus with one number are no machine, nor are two devices on one link.
     fn distinct(on: &mut Vec<Device>) {
         let mut seen = BTreeSet::new();
         on.retain(|device| seen.insert(device.devfn));
-        on.iter_mut().for_each(|device| distinct(&mut device.behind));
+        for device in on {
+            let mut behind = core::mem::take(&mut device.behind);
+            behind.retain(|other| device.delivers(other.devfn));
+            distinct(&mut behind);
+            device.behind = behind;
+        }
     }
     distinct(&mut root);
     number(&mut root, 0);
@@ -313,7 +371,8 @@ pub fn fuzz(bytes: &[u8]) {
         if depth != 0 && choices.coin() {
             let (number, multi) = (choices.byte() % 5, choices.coin());
             let behind = (0..choices.below(4)).map(|_| device(choices, depth - 1)).collect();
-            let bridge = Device::bridge(number, 0, 0, behind);
+            let (kind, ari) = (ROOT_PORT + u32::from(choices.byte() % 4), choices.coin());
+            let bridge = Device::bridge(number, 0, 0, behind).port(kind).forwards_ari(ari);
             return if multi { bridge.multi_function() } else { bridge };
         }
         let mut device = Device::new(choices.byte() % 12);
