@@ -46,11 +46,38 @@ struct Held {
 pub(super) struct Holds {
     pub absent: List<PhysRange, MAX_ABSENT>,
     held: [Option<Held>; MAX_HELD],
+    /// No place from here on is taken: the table is mostly short.
+    end: usize,
 }
 
 impl Holds {
     pub const fn new() -> Self {
-        Self { absent: List::new(), held: [None; MAX_HELD] }
+        Self { absent: List::new(), held: [None; MAX_HELD], end: 0 }
+    }
+
+    /// The ranges in the table and their places.
+    fn held(&self) -> impl Iterator<Item = (usize, &Held)> {
+        let places = self.held.iter().take(self.end).enumerate();
+        places.filter_map(|(index, held)| Some((index, held.as_ref()?)))
+    }
+
+    /// The first place that is free.
+    fn free(&self) -> Option<usize> {
+        self.held.iter().position(Option::is_none)
+    }
+
+    fn get(&self, index: usize) -> Option<&Held> {
+        self.held.get(index)?.as_ref()
+    }
+
+    fn put(&mut self, index: usize, held: Option<Held>) {
+        if let Some(place) = self.held.get_mut(index) {
+            *place = held;
+            self.end = self.end.max(index + 1);
+        }
+        while self.end > 0 && self.get(self.end - 1).is_none() {
+            self.end -= 1;
+        }
     }
 
     /// Says what the host never has.
@@ -61,8 +88,8 @@ impl Holds {
     /// What is out of the host's stage 2: what it never had, and what is held; without `in_use_only` also what is on its way back.
     #[cfg(feature = "oracle")]
     pub fn away(&self, in_use_only: bool) -> impl Iterator<Item = &PhysRange> {
-        let held = self.held.iter().flatten().filter(move |held| held.users > 0 || !in_use_only);
-        self.absent.iter().chain(held.map(|held| &held.range))
+        let held = self.held().filter(move |(_, held)| held.users > 0 || !in_use_only);
+        self.absent.iter().chain(held.map(|(_, held)| &held.range))
     }
 
     /// The other ranges that overlap this one and are `wanted`.
@@ -75,12 +102,8 @@ impl Holds {
         wanted: impl Fn(usize, &Held) -> bool,
     ) -> Result<List<PhysRange, MAX_OVERLAPS>, Full> {
         let mut found = List::new();
-        for (index, slot) in self.held.iter().enumerate() {
-            if let Some(held) = slot
-                && held.range.overlaps(range)
-                && held.range != range
-                && wanted(index, held)
-            {
+        for (index, held) in self.held() {
+            if held.range.overlaps(range) && held.range != range && wanted(index, held) {
                 found.push(held.range)?;
             }
         }
@@ -121,7 +144,7 @@ impl Ownership {
         if self.ending {
             return Err(Status::Busy.into());
         }
-        let known = self.holds.held.iter().position(|held| held.is_some_and(|held| held.range == range));
+        let known = self.holds.held().find(|(_, held)| held.range == range).map(|(index, _)| index);
         // Most calls: a second stream holds the same bridges.
         if let Some(index) = known
             && let Some(Some(held)) = self.holds.held.get_mut(index)
@@ -141,7 +164,7 @@ impl Ownership {
         let index = match known {
             Some(index) => index,
             None if !self.holds.has_room_at(range) => return Err(Status::NoSpace.into()),
-            None => self.holds.held.iter().position(Option::is_none).ok_or(Status::NoSpace)?,
+            None => self.holds.free().ok_or(Status::NoSpace)?,
         };
         let tables = self.device_tables();
         // Parts that are held already are not mapped, and are skipped.
@@ -152,9 +175,7 @@ impl Ownership {
         {
             return Err(failure);
         }
-        if let Some(slot) = self.holds.held.get_mut(index) {
-            *slot = Some(Held { range, users: 1 });
-        }
+        self.holds.put(index, Some(Held { range, users: 1 }));
         set.insert(index);
         Ok(())
     }
@@ -167,8 +188,9 @@ impl Ownership {
         // What stays out of the host's stage 2 when the set is released.
         let stays = |index, held: &Held| held.users > u32::from(set.contains(index));
         let mut needed = 0u64;
-        for (index, held) in self.holds.held.iter().enumerate().filter(|(index, _)| set.contains(*index)) {
-            let Some(held) = held.as_ref().filter(|held| !stays(index, held)) else { continue };
+        for (_, held) in
+            self.holds.held().filter(|(index, held)| set.contains(*index) && !stays(*index, held))
+        {
             let remaining = self.holds.overlapping(held.range, stays).map_err(|_| Status::NoSpace)?;
             let _ = for_each_gap(
                 held.range,
@@ -197,14 +219,12 @@ impl Ownership {
         }
         *set = HeldSet::EMPTY;
         let mut complete = true;
-        for index in 0..MAX_HELD {
-            let Some(Some(held)) = self.holds.held.get(index).copied() else { continue };
-            if held.users > 0 {
-                continue;
-            }
+        // From the last, so that the table becomes shorter.
+        for index in (0..self.holds.end).rev() {
+            let Some(held) = self.holds.get(index).filter(|held| held.users == 0).copied() else { continue };
             let done = self.unhold(cx, held.range);
-            if let Some(slot) = self.holds.held.get_mut(index).filter(|_| done) {
-                *slot = None;
+            if done {
+                self.holds.put(index, None);
             }
             complete &= done;
         }
