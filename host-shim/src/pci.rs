@@ -72,8 +72,9 @@ const BUS_NUMBERS: u64 = 0x18;
 const MEMORY_WINDOW: u64 = 0x20;
 const PREFETCHABLE_WINDOW: u64 = 0x24;
 
+const COMMAND_MEMORY: u32 = 1 << 1;
 /// Memory space, bus master, no INTx.
-const COMMAND_ON: u32 = 1 << 1 | 1 << 2 | 1 << 10;
+const COMMAND_ON: u32 = COMMAND_MEMORY | 1 << 2 | 1 << 10;
 const MIB: u64 = 1 << 20;
 /// BARs are kept apart by the largest granule, so that one can be taken from the CPU without its neighbour.
 const BAR_ALIGN: u64 = 0x1_0000;
@@ -104,6 +105,14 @@ pub fn enumerate(bus: &impl Bus, root: RootComplex) -> Result<Functions, Abort> 
     };
     scan.scan_bus(root.first_bus, [None; MAX_DEPTH], 0)?;
     Ok(scan.found)
+}
+
+/// Lets a function no longer answer for the addresses in its BARs.
+///
+/// # Errors
+/// [`Abort`] if its config space is out of reach.
+pub fn stop_decoding(bus: &impl Bus, function: &Function) -> Result<(), Abort> {
+    bus.write_u32(function.config_page + COMMAND, COMMAND_ON & !COMMAND_MEMORY)
 }
 
 impl<B: Bus> Scan<'_, B> {

@@ -64,14 +64,23 @@ pub enum Action {
     },
 }
 
+/// A step is a hypercall if its first byte is below.
+const CALLS: u8 = 152;
+
 impl Action {
+    /// Whether a step is a hypercall, whoever takes it.
+    pub const fn is_call(step: &Step) -> bool {
+        let Step([first, ..]) = step;
+        *first < CALLS
+    }
+
     /// What this step is, for one who knows this.
     pub fn of(step: &Step, known: &Knowledge) -> Self {
         let mut choices = step.choices();
         match choices.byte() {
             0..136 => calls::any(&mut choices, known),
-            136..152 => calls::invalidate(&mut choices, known),
-            152..168 => store(&mut choices, known),
+            136..CALLS => calls::invalidate(&mut choices, known),
+            CALLS..168 => store(&mut choices, known),
             168..176 => load(&mut choices, known),
             176..184 => Self::Stage1(1 + choices.below(2)),
             184..228 => Self::Driver(driver::any(&mut choices, known)),
@@ -79,11 +88,6 @@ impl Action {
             246..250 => start(&mut choices, known),
             _ => Self::Interrupts(interrupts::any(&mut choices, known)),
         }
-    }
-
-    /// Whether it is a hypercall.
-    pub const fn is_call(&self) -> bool {
-        matches!(self, Self::Call { .. } | Self::Invalidate { .. })
     }
 
     /// The function of a call that the interface has.

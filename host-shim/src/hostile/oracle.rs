@@ -41,8 +41,9 @@ pub fn everything<C: Caller + ?Sized>(caller: &C) -> Result<(), Text> {
 ///
 /// # Errors
 /// As [`everything`].
-pub fn step<C: Caller + ?Sized>(caller: &C, address: u64, smmu: usize, stream: u32) -> Result<(), Text> {
-    ask(caller, [request::STEP, address, (smmu as u64) << 32 | u64::from(stream)]).map(drop)
+pub fn step<C: Caller + ?Sized>(caller: &C, page: Option<u64>, smmu: usize, stream: u32) -> Result<(), Text> {
+    let page = page.unwrap_or(request::NO_PAGE);
+    ask(caller, [request::STEP, page, (smmu as u64) << 32 | u64::from(stream)]).map(drop)
 }
 
 /// A digest of everything.
@@ -55,30 +56,32 @@ pub fn changes_nothing(code: u64) -> bool {
     !matches!(Status::from_register(code), None | Some(Status::Success | Status::Hardware))
 }
 
-/// The address, the SMMU and the stream that an action is about.
-pub fn concerns(action: &Action, n: u64) -> (u64, usize, Option<u32>) {
+/// An address in the page that an action is about if it is about any, the SMMU and the stream.
+pub fn concerns(action: &Action, n: u64) -> (Option<u64>, usize, Option<u32>) {
     match *action {
         Action::Call { arguments, .. } => {
             let call = action.function().and_then(Call::of);
-            let (mut address, mut smmu, mut stream) = (0, 0, None);
+            let (mut page, mut smmu, mut stream) = (None, 0, None);
             for (argument, value) in call.iter().flat_map(|call| call.arguments).zip(arguments) {
                 match argument.kind {
-                    Kind::Page | Kind::Commands => address = value,
+                    Kind::Page | Kind::Commands => page = Some(value),
                     // The last page of a range, every other time.
-                    Kind::Size if n % 2 == 1 => address = address.wrapping_add(value.wrapping_sub(8)),
+                    Kind::Size if n % 2 == 1 => {
+                        page = page.map(|start: u64| start.wrapping_add(value.wrapping_sub(8)));
+                    }
                     Kind::Smmu => smmu = value as usize,
                     Kind::Stream => stream = u32::try_from(value).ok(),
                     _ => {}
                 }
             }
-            (address, smmu, stream)
+            (page, smmu, stream)
         }
-        Action::Load { address, .. } | Action::Store { address, .. } => (address, 0, None),
-        Action::Driver(driver) => (0, driver.smmu, None),
-        Action::Write { smmu, address, .. } => (address, smmu, None),
+        Action::Load { address, .. } | Action::Store { address, .. } => (Some(address), 0, None),
+        Action::Driver(driver) => (None, driver.smmu, None),
+        Action::Write { smmu, address, .. } => (Some(address), smmu, None),
         Action::Start { smmu, transfer: Transfer::FromMemory(address) | Transfer::ToMemory(address) } => {
-            (address, smmu, None)
+            (Some(address), smmu, None)
         }
-        Action::Invalidate { .. } | Action::Stage1(_) | Action::Interrupts(_) => (0, 0, None),
+        Action::Invalidate { .. } | Action::Stage1(_) | Action::Interrupts(_) => (None, 0, None),
     }
 }

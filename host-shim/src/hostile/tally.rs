@@ -3,7 +3,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use abi::{Status, TABLE};
+use abi::{Call, Status, TABLE};
 
 use super::action::Action;
 use super::outcome::Outcome;
@@ -19,8 +19,8 @@ impl Counter {
         Self(AtomicU64::new(0))
     }
 
-    fn add(&self) {
-        self.set(self.get() + 1);
+    fn add(&self, count: u64) {
+        self.set(self.get() + count);
     }
 
     fn set(&self, value: u64) {
@@ -39,8 +39,8 @@ struct OfCpu {
     ticks: Counter,
     calls: Counter,
     statuses: [Counter; Status::ALL.len()],
-    /// Calls of each function of the table, and those that succeeded.
-    functions: [[Counter; 2]; TABLE.len()],
+    /// Calls of each function of the table, those that succeeded, and the time that all took.
+    functions: [[Counter; 3]; TABLE.len()],
     accesses: Counter,
     transfers: Counter,
     nothings: Counter,
@@ -53,7 +53,7 @@ impl OfCpu {
             ticks: Counter::new(),
             calls: Counter::new(),
             statuses: [const { Counter::new() }; Status::ALL.len()],
-            functions: [const { [Counter::new(), Counter::new()] }; TABLE.len()],
+            functions: [const { [const { Counter::new() }; 3] }; TABLE.len()],
             accesses: Counter::new(),
             transfers: Counter::new(),
             nothings: Counter::new(),
@@ -86,39 +86,27 @@ impl Tally {
         }
     }
 
-    /// Says how long a step took, without what the oracle did.
-    pub fn took(&self, cpu: u64, ticks: u64) {
-        if let Some(of) = self.0.get(cpu as usize) {
-            of.ticks.set(of.ticks.get() + ticks);
-        }
-    }
-
-    /// Takes in what came of an action.
-    pub fn count(&self, cpu: u64, action: &Action, outcome: &Outcome) {
+    /// Takes in what came of an action, and how long it took without what the oracle did.
+    pub fn count(&self, cpu: u64, action: &Action, outcome: &Outcome, ticks: u64) {
         let Some(of) = self.0.get(cpu as usize) else { return };
+        of.ticks.add(ticks);
         match outcome {
             Outcome::Answered([code, ..]) => {
-                of.calls.add();
-                let status =
-                    Status::ALL.iter().zip(&of.statuses).find(|(status, _)| status.to_register() == *code);
-                if let Some((_, counter)) = status {
-                    counter.add();
+                of.calls.add(1);
+                if let Some(counter) = Status::from_register(*code).and_then(|s| of.statuses.get(s.place())) {
+                    counter.add(1);
                 }
-                let place = TABLE
-                    .iter()
-                    .zip(&of.functions)
-                    .find(|(call, _)| Some(call.function) == action.function());
-                if let Some((_, [made, succeeded])) = place {
-                    made.add();
-                    if *code == Status::Success.to_register() {
-                        succeeded.add();
-                    }
+                let function = action.function().and_then(|function| of.functions.get(Call::place(function)));
+                if let Some([made, succeeded, took]) = function {
+                    made.add(1);
+                    succeeded.add((*code == Status::Success.to_register()).into());
+                    took.add(ticks);
                 }
             }
-            Outcome::Dma(_) => of.transfers.add(),
-            Outcome::Accessed(_) if matches!(action, Action::Start { .. }) => of.transfers.add(),
-            Outcome::Accessed(_) => of.accesses.add(),
-            Outcome::Nothing => of.nothings.add(),
+            Outcome::Dma(_) => of.transfers.add(1),
+            Outcome::Accessed(_) if matches!(action, Action::Start { .. }) => of.transfers.add(1),
+            Outcome::Accessed(_) => of.accesses.add(1),
+            Outcome::Nothing => of.nothings.add(1),
         }
     }
 
@@ -138,7 +126,7 @@ impl Tally {
         log(format_args!("fuzz: {steps} steps, {most} of one of {attackers} CPUs, {calls} calls/s"));
     }
 
-    /// What all did in so many nanoseconds; `unit` is what [`Tally::took`] counts.
+    /// What all did in so many nanoseconds; `unit` is what [`Tally::count`] is told times in.
     pub fn summary(&self, attackers: u64, ns: u64, unit: &str, log: Log<'_>) {
         self.progress(attackers, ns, log);
         for (n, call) in TABLE.iter().enumerate() {
@@ -146,7 +134,12 @@ impl Tally {
                 let counters = self.0.iter().filter_map(|of| of.functions.get(n)?.get(which));
                 counters.map(Counter::get).sum::<u64>()
             };
-            log(format_args!("fuzz: {}: {} of {} calls succeeded", call.name, of(1), of(0)));
+            let [made, succeeded, took] = [0, 1, 2].map(of);
+            log(format_args!(
+                "fuzz: {}: {succeeded} of {made} calls succeeded, {} {unit} each",
+                call.name,
+                took.checked_div(made).unwrap_or(0)
+            ));
         }
         for (n, status) in Status::ALL.iter().enumerate() {
             let count: u64 = self.0.iter().filter_map(|of| of.statuses.get(n)).map(Counter::get).sum();

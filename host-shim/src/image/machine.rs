@@ -168,6 +168,15 @@ impl Machine {
         all.into_iter().flatten()
     }
 
+    /// Lets no device answer for the addresses in its BARs any more; one that is out of reach is as it was.
+    pub fn stop_decoding(&self) {
+        for behind in &self.behind {
+            for function in Device::ALL.iter().filter_map(|device| behind.get(*device)) {
+                let _ = pci::stop_decoding(&Cpu, function);
+            }
+        }
+    }
+
     /// Prints what was found.
     pub fn describe(&self) {
         for (index, (behind, base)) in self.behind.iter().zip(self.bases).enumerate().take(self.count) {

@@ -10,12 +10,15 @@ pub const FUNCTION: u32 = 0xc600_fff0;
 
 /// What to do: `X1` of the call.
 pub mod request {
-    /// Check one page (`X2`, an address) and one stream (`X3` bits 31:0, on the SMMU in 63:32), and what counts everything. As fast as a call.
+    /// Check one page (`X2`, an address, or [`NO_PAGE`]) and one stream (`X3` bits 31:0, on the SMMU in 63:32), and what counts everything. As
+    /// fast as a call.
     pub const STEP: u64 = 0;
     /// Check everything. The locks are held meanwhile, so no call is half way; it is not bounded as calls are.
     pub const ALL: u64 = 1;
     /// Answer in `X1` a digest of all that calls can change and see. Two are equal when nothing was changed in between.
     pub const DIGEST: u64 = 2;
+    /// The address of [`STEP`] when no page is to be checked.
+    pub const NO_PAGE: u64 = u64::MAX;
 }
 
 documented! {

@@ -22,8 +22,11 @@ macro_rules! documented {
             }
 
             /// What a register value stands for; `None` if it is not defined.
-            pub fn from_register(value: u64) -> Option<Self> {
-                Self::ALL.iter().copied().find(|known| known.to_register() == value)
+            pub const fn from_register(value: u64) -> Option<Self> {
+                match value.cast_signed() {
+                    $($value => Some(Self::$variant),)*
+                    _ => None,
+                }
             }
 
             /// The register value.
@@ -60,6 +63,13 @@ documented! {
     }
 }
 
+impl Status {
+    /// Where in [`Self::ALL`] it is.
+    pub const fn place(self) -> usize {
+        (self as i64).unsigned_abs() as usize
+    }
+}
+
 documented! {
     /// Why an SMMU cannot serve a domain, in `X1` of [`Status::Incompatible`].
     Reason: u64 {
@@ -72,5 +82,21 @@ documented! {
         Nesting = 7, "It cannot translate with two stages at once (IDR0, errata).";
         Ats = 8, "It has no ATS that leaves the device's requests to stage 2, and the boot configuration does not trust the stream.";
         Vsmmu = 9, "The domain is nested on a vSMMU of another SMMU, or the stream is not one of that vSMMU's.";
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_is_found_by_its_register_and_in_its_place() {
+        for (place, status) in Status::ALL.iter().enumerate() {
+            assert_eq!(Status::from_register(status.to_register()), Some(*status));
+            assert_eq!(status.place(), place);
+        }
+        for value in [1, u64::MAX - 17, 1 << 63] {
+            assert_eq!(Status::from_register(value), None);
+        }
     }
 }

@@ -66,7 +66,12 @@ pub struct Call {
 impl Call {
     /// The entry of a function: each has one.
     pub fn of(function: Function) -> Option<&'static Self> {
-        TABLE.iter().find(|call| call.function == function)
+        TABLE.get(Self::place(function))
+    }
+
+    /// Where in [`TABLE`] the entry of a function is.
+    pub fn place(function: Function) -> usize {
+        PLACES.get(slot(function)).map_or(TABLE.len(), |place| usize::from(*place))
     }
 }
 
@@ -95,6 +100,25 @@ const VSMMU: Argument = argument(Kind::Vsmmu, "vsmmu", "handle of a vSMMU");
 const VIRTUAL_STREAM: Argument =
     argument(Kind::VirtualStream, "virtual_stream", "StreamID in the vSMMU, 32 bits");
 const RANGE_ERRORS: [Status; 3] = [Status::Unaligned, Status::NotRam, Status::WrongState];
+
+/// The place of each function in [`TABLE`], by [`slot`].
+const PLACES: [u8; 128] = {
+    let mut places = [u8::MAX; 128];
+    let mut place = 0;
+    while place < TABLE.len() {
+        places[slot(TABLE[place].function)] = place as u8;
+        place += 1;
+    }
+    places
+};
+
+/// A number below 128 that no other function has: the last byte of its id, which is below 0x7f but for what is not of the interface's range.
+const fn slot(function: Function) -> usize {
+    match function {
+        Function::CallUid => 0x7f,
+        function => function as usize & 0x7f,
+    }
+}
 
 /// Every call, in the order of the documentation.
 pub const TABLE: &[Call] = &[
@@ -606,3 +630,16 @@ pub const TABLE: &[Call] = &[
         errors: &[Status::UnknownSmmu],
     },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_function_has_its_entry() {
+        for (place, call) in TABLE.iter().enumerate() {
+            assert_eq!(Call::place(call.function), place, "{}", call.name);
+            assert_eq!(Call::of(call.function).map(|of| of.name), Some(call.name));
+        }
+    }
+}

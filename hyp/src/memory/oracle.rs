@@ -240,6 +240,8 @@ impl Ownership {
         let name = reach.name();
         let mut ram_bytes = 0;
         let mut device_bytes = 0;
+        // The last that was looked for: most leaves are beside each other.
+        let mut devices = None;
         let mut pages = 1 << root_order(table);
         runs.add(table.root(), root_order(table), name)?;
         let mut visit = |found: Found| match found {
@@ -264,8 +266,13 @@ impl Ownership {
                         ram_bytes += size_bytes;
                         if matches!(reach, Reach::Cpus) { HOST_RAM } else { Attributes::io_stage2_normal() }
                     }
-                    None if !self.is_device(reach, range) => return finding(Wrong::Extra),
                     None => {
+                        if !devices.is_some_and(|around: PhysRange| around.encloses(range)) {
+                            devices = self.devices_around(reach, range);
+                        }
+                        if devices.is_none() {
+                            return finding(Wrong::Extra);
+                        }
                         device_bytes += size_bytes;
                         if matches!(reach, Reach::Cpus) {
                             HOST_DEVICE
@@ -290,17 +297,24 @@ impl Ownership {
         Ok(pages)
     }
 
-    /// Whether a range that is not RAM may be reached: by the CPUs what no one holds, by devices the doorbells.
-    fn is_device(&self, reach: Reach, range: PhysRange) -> bool {
-        if self.frames.overlaps_ram(range) {
-            return false;
+    /// All that may be reached around a range that is not RAM: by the CPUs what no one holds, by devices the doorbells. `None` if a part of
+    /// the range may not be.
+    fn devices_around(&self, reach: Reach, range: PhysRange) -> Option<PhysRange> {
+        if !matches!(reach, Reach::Cpus) {
+            let doorbell = self.doorbells.iter().find(|doorbell| doorbell.encloses(range)).copied();
+            return doorbell.filter(|_| !self.frames.overlaps_ram(range));
         }
-        match reach {
-            Reach::Cpus => !self.holds.away(true).any(|away| away.overlaps(range)),
-            Reach::HostDevices | Reach::Guest(_) => {
-                self.doorbells.iter().any(|doorbell| doorbell.encloses(range))
+        let (mut first, mut last) = (0, u64::MAX);
+        for away in self.frames.ranges().chain(self.holds.away(true)) {
+            if away.last() < range.start() {
+                first = first.max(away.last().0 + 1);
+            } else if range.last() < away.start() {
+                last = last.min(away.start().0 - 1);
+            } else {
+                return None;
             }
         }
+        PhysRange::inclusive(PhysAddr(first), PhysAddr(last))
     }
 
     /// How many bytes that are not RAM must be reached, and may be at most: a range that is held without users may be on its way back.
@@ -350,10 +364,13 @@ impl Ownership {
                     let finding = |wrong| Err(Finding::new(wrong, [name, input, output.0]));
                     let Some(range) = PhysRange::new(output, size_bytes) else { return finding(Wrong::Leaf) };
                     let expected = match self.frames.run(range) {
-                        None if output.0 == input && self.is_device(Reach::HostDevices, range) => {
+                        None => {
+                            let doorbell = self.devices_around(Reach::HostDevices, range);
+                            if output.0 != input || doorbell.is_none() {
+                                return finding(Wrong::Extra);
+                            }
                             Attributes::io_stage2_device()
                         }
-                        None => return finding(Wrong::Extra),
                         Some(run) => {
                             let guests = |state: PageState| {
                                 state.owner() == Owner::Guest(domain.guest) && state.mappings() != 0
@@ -408,7 +425,7 @@ impl Ownership {
             }
             let may = match (state, PhysRange::new(page, 1 << PAGE_LOG2)) {
                 (Some(state), _) => reach.allows(state),
-                (None, Some(range)) => self.is_device(reach, range),
+                (None, Some(range)) => self.devices_around(reach, range).is_some(),
                 (None, None) => false,
             };
             match (may, leaf) {

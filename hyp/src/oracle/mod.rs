@@ -146,21 +146,22 @@ impl<'a, P: Platform> Oracle<'a, P> {
         Ok(())
     }
 
-    /// Checks one page against every table, one stream against what it is attached to, and the sizes of the pool. For after every step.
+    /// Checks one page, if there is one, against every table, one stream against what it is attached to, and the sizes of the pool. For after
+    /// every step.
     ///
     /// # Errors
     /// The first [`Finding`].
-    pub fn check_step(&self, address: PhysAddr, smmu: usize, stream: u32) -> Result<(), Finding> {
-        match self.check_step_exactly(address, smmu, stream, true) {
+    pub fn check_step(&self, page: Option<PhysAddr>, smmu: usize, stream: u32) -> Result<(), Finding> {
+        match self.check_step_exactly(page, smmu, stream, true) {
             // Seldom, so it is asked only now.
-            Err(_) if !self.is_exact() => self.check_step_exactly(address, smmu, stream, false),
+            Err(_) if !self.is_exact() => self.check_step_exactly(page, smmu, stream, false),
             checked => checked,
         }
     }
 
     fn check_step_exactly(
         &self,
-        address: PhysAddr,
+        page: Option<PhysAddr>,
         smmu: usize,
         stream: u32,
         exact: bool,
@@ -172,7 +173,9 @@ impl<'a, P: Platform> Oracle<'a, P> {
             hypervisor.iommu.check_stream(p, &attached, smmu, stream)?;
         }
         let memory = hypervisor.memory.lock();
-        memory.check_page(&Look { p, exact }, address)?;
+        if let Some(page) = page {
+            memory.check_page(&Look { p, exact }, page)?;
+        }
         let (state, kept) = (hypervisor.pool.state(), hypervisor.pool.kept());
         let tables = memory.table_pages();
         if state.free + kept + tables > state.total || state.free_donated > state.donated {
@@ -206,7 +209,8 @@ impl<'a, P: Platform> Oracle<'a, P> {
     pub(crate) fn call(&self, [what, address, stream, _]: [u64; 4]) -> [u64; 5] {
         let checked = match what {
             request::STEP => {
-                self.check_step(PhysAddr(address), (stream >> 32) as usize, stream as u32).map(|()| 0)
+                let page = Some(PhysAddr(address)).filter(|page| page.0 != request::NO_PAGE);
+                self.check_step(page, (stream >> 32) as usize, stream as u32).map(|()| 0)
             }
             request::ALL => self.check_all().map(|()| 0),
             request::DIGEST => Ok(self.digest()),

@@ -295,8 +295,9 @@ fn tags_that_are_lost_or_used_twice_are_found() {
 #[test]
 fn a_step_sees_its_page_and_its_stream() {
     let (hypervisor, _) = populated();
-    let step =
-        |page, stream| hypervisor.oracle().check_step(PhysAddr(page), 0, stream as u32).map_err(|f| f.wrong);
+    let step = |page, stream| {
+        hypervisor.oracle().check_step(Some(PhysAddr(page)), 0, stream as u32).map_err(|f| f.wrong)
+    };
     for page in [GIVEN, GIVEN + 0x123, SHARED, HOSTS, POOL, SMMU, 0x0809_0000, 0x0900_0000, 1 << 40, u64::MAX]
     {
         for stream in [STREAM, NESTED, ABORTING, GUESTS, 12, 0x200, u64::MAX] {

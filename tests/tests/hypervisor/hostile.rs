@@ -12,7 +12,10 @@ fn run(seed: u64, count: u64) -> (u64, u64) {
     let mut succeeded = 0;
     let mut digest = 0;
     for n in 0..count {
-        let action = Action::of(&Step::seeded(seed, 0, n), &known);
+        let step = Step::seeded(seed, 0, n);
+        let action = Action::of(&step, &known);
+        let is_call = matches!(action, Action::Call { .. } | Action::Invalidate { .. });
+        assert_eq!(is_call, Action::is_call(&step), "seed {seed}, step {n}, {action:x?}");
         let (outcome, finding) = known.act(&bench, &action);
         if let Some(finding) = finding {
             panic!("seed {seed}, step {n}, {action:x?}: {}", finding.as_str());

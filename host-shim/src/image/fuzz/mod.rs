@@ -20,8 +20,10 @@ use spin::Mutex;
 
 /// Steps of a CPU between two looks at everything, unless `every=` says otherwise.
 const EVERY: u64 = 1000;
-/// With one CPU a digest is taken before and after one step of so many, unless `digest=` says otherwise; 0 for none.
+/// If one CPU takes steps, a digest is taken before and after one of so many, unless `digest=` says otherwise; 0 for none.
 const DIGEST_EVERY: u64 = 32;
+/// The same when steps are hypercalls alone, of which there should be many: a digest takes as long as a hundred.
+const DIGEST_EVERY_CALLS: u64 = 1000;
 /// Time between two lines about how far it is.
 const REPORT_NS: u64 = 2_000_000_000;
 
@@ -34,7 +36,7 @@ struct Options {
     /// Seconds of the machine's time at the most.
     seconds: u64,
     every: u64,
-    digest: u64,
+    digest: Option<u64>,
     /// Without changes of ownership.
     calm: bool,
     /// Hypercalls alone.
@@ -48,7 +50,7 @@ impl Options {
             steps: u64::MAX,
             seconds: u64::MAX,
             every: EVERY,
-            digest: DIGEST_EVERY,
+            digest: None,
             calm: false,
             calls: false,
         };
@@ -60,7 +62,7 @@ impl Options {
                 "steps" => options.steps = number.unwrap_or(options.steps),
                 "seconds" => options.seconds = number.unwrap_or(options.seconds),
                 "every" => options.every = number.unwrap_or(options.every).max(1),
-                "digest" => options.digest = number.unwrap_or(options.digest),
+                "digest" => options.digest = number,
                 "calm" => options.calm = true,
                 "calls" => options.calls = true,
                 _ => {}
@@ -69,9 +71,17 @@ impl Options {
         options
     }
 
-    /// Whether what a step would do is left out.
-    fn leaves_out(&self, action: &Action) -> bool {
-        self.calm && action.changes_owners() || self.calls && !action.is_call()
+    /// Steps from one digest to the next; 0 for none.
+    fn digest(&self) -> u64 {
+        self.digest.unwrap_or(if self.calls { DIGEST_EVERY_CALLS } else { DIGEST_EVERY })
+    }
+
+    /// What a step does, unless it is left out.
+    fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
+        if self.calls && !Action::is_call(step) {
+            return None;
+        }
+        Some(Action::of(step, known)).filter(|action| !self.calm || !action.changes_owners())
     }
 }
 
@@ -131,6 +141,11 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         Some(run) => Source::Recording { start: run.start, steps: run.size / STEP_BYTES as u64 },
         None => Source::Seed(options.seed),
     };
+    if options.calls {
+        // No step uses a device. QEMU would make the machine's memory map anew each time that one is given to a guest: decoding is off
+        // while BARs are sized.
+        machine.stop_decoding();
+    }
     if let Err(finding) = oracle::everything(machine) {
         println!("FAIL before the first step: {}", finding.as_str());
         return false;
@@ -193,17 +208,16 @@ impl Attack<'_> {
         let mut reported_ns = self.begun_ns;
         for n in 0..self.options.steps {
             let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
-            let action = Action::of(&step, &known);
-            if !self.options.leaves_out(&action) {
-                let outcome = match self.step(cpu, n, &mut known, &action) {
-                    Ok(outcome) => outcome,
+            if let Some(action) = self.options.action(&step, &known) {
+                let (outcome, ticks) = match self.step(cpu, n, &mut known, &action) {
+                    Ok(done) => done,
                     Err(finding) => {
                         self.report(cpu, n, &action, &finding);
                         break;
                     }
                 };
                 digest = outcome.digest(digest);
-                self.tally.count(cpu, &action, &outcome);
+                self.tally.count(cpu, &action, &outcome, ticks);
             }
             self.tally.at(cpu, n + 1);
             if self.found.load(Ordering::Relaxed) {
@@ -224,19 +238,19 @@ impl Attack<'_> {
         self.digest.fetch_add(digest, Ordering::AcqRel);
     }
 
-    /// Does one action and asks everybody about it.
-    fn step(&self, cpu: u64, n: u64, known: &mut Knowledge, action: &Action) -> Result<Outcome, Text> {
+    /// Does one action and asks everybody about it; what came of it, and the ticks that it took.
+    fn step(&self, cpu: u64, n: u64, known: &mut Knowledge, action: &Action) -> Result<(Outcome, u64), Text> {
         let device = match action {
             Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.devices.get(*smmu),
             _ => None,
         };
         let guard = device.map(Mutex::lock);
-        let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest) == Some(0);
+        let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest()) == Some(0);
         let before = if takes_digest { oracle::digest(self.machine) } else { None };
         let measured = Measured::new(self.machine);
         let begin = cpu::ticks();
         let (outcome, finding) = known.act(&measured, action);
-        self.tally.took(cpu, cpu::ticks() - begin);
+        let ticks = cpu::ticks() - begin;
         drop(guard);
         if let Some(finding) = finding {
             return Err(finding);
@@ -249,13 +263,13 @@ impl Attack<'_> {
             let (function, status) = (action.function(), abi::Status::from_register(code));
             return Err(text!("{function:?} answers {status:?}, and has changed something"));
         }
-        let (address, smmu, stream) = oracle::concerns(action, n);
+        let (page, smmu, stream) = oracle::concerns(action, n);
         let stream = stream.or_else(|| self.machine.stream(smmu, Device::Immediate)).unwrap_or(0);
-        oracle::step(self.machine, address, smmu, stream)?;
+        oracle::step(self.machine, page, smmu, stream)?;
         if n % self.options.every == self.options.every - 1 && cpu == 0 {
             oracle::everything(self.machine)?;
         }
-        Ok(outcome)
+        Ok((outcome, ticks))
     }
 
     fn report(&self, cpu: u64, n: u64, action: &Action, finding: &Text) {

@@ -74,7 +74,7 @@ impl<'a, D: Device + Sync + ?Sized, S: System> Attack<'a, D, S> {
         for n in 0..self.options.steps {
             let action = Action::of(&Step::seeded(self.options.seed, cpu as u32, n), &known);
             match self.step(cpu, n, &mut known, &action) {
-                Ok(outcome) => self.shared.tally.count(cpu, &action, &outcome),
+                Ok((outcome, ns)) => self.shared.tally.count(cpu, &action, &outcome, ns),
                 Err(finding) => {
                     self.report(cpu, n, &action, &finding);
                     break;
@@ -95,10 +95,16 @@ impl<'a, D: Device + Sync + ?Sized, S: System> Attack<'a, D, S> {
         }
     }
 
-    /// Does one action and asks everybody about it.
-    fn step(&self, cpu: u64, n: u64, known: &mut Knowledge, action: &Action) -> Result<Outcome, Box<Text>> {
+    /// Does one action and asks everybody about it; what came of it, and the nanoseconds that it took.
+    fn step(
+        &self,
+        cpu: u64,
+        n: u64,
+        known: &mut Knowledge,
+        action: &Action,
+    ) -> Result<(Outcome, u64), Box<Text>> {
         if !self.host.can(action) || !Streams::can_note(action) {
-            return Ok(Outcome::Nothing);
+            return Ok((Outcome::Nothing, 0));
         }
         let device = match action {
             Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.shared.devices.get(*smmu),
@@ -107,24 +113,24 @@ impl<'a, D: Device + Sync + ?Sized, S: System> Attack<'a, D, S> {
         let guard = device.map(|device| self.lock(device)).transpose()?;
         let begin = self.system.now_ns();
         let (outcome, finding) = known.act(self.host, action);
-        self.shared.tally.took(cpu, self.system.now_ns() - begin);
+        let ns = self.system.now_ns() - begin;
         drop(guard);
         self.shared.streams.note(action, &outcome);
         if let Some(finding) = finding {
             return Err(finding.into());
         }
         if !self.has_oracle {
-            return Ok(outcome);
+            return Ok((outcome, ns));
         }
         if n.is_multiple_of(self.options.look) {
-            let (address, smmu, stream) = oracle::concerns(action, n);
+            let (page, smmu, stream) = oracle::concerns(action, n);
             let stream = stream.or_else(|| self.host.stream(smmu, Kind::Immediate)).unwrap_or(0);
-            oracle::step(self.host, address, smmu, stream).map_err(Box::new)?;
+            oracle::step(self.host, page, smmu, stream).map_err(Box::new)?;
         }
         if cpu == 0 && n % self.options.every == self.options.every - 1 {
             oracle::everything(self.host).map_err(Box::new)?;
         }
-        Ok(outcome)
+        Ok((outcome, ns))
     }
 
     /// Waits for the devices behind an SMMU, but not for ever: a process that dies gives back nothing.

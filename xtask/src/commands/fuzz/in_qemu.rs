@@ -66,6 +66,9 @@ pub struct Target {
     images: Images,
 }
 
+/// Little, since the oracle looks at all of it again and again.
+const MEMORY: &str = "256M";
+
 /// What the host program says of an error that was none.
 const CHANGED: &str = "has changed something";
 
@@ -116,7 +119,7 @@ impl Target {
         let counts = if attempt.icount { " icount" } else { "" };
         let run = Run {
             name: attempt.name,
-            shape: machine::Shape::new(shape.smmus, shape.cpus, "1G".parse()?)?,
+            shape: machine::Shape::new(shape.smmus, shape.cpus, MEMORY.parse()?)?,
             entry: Entry::Image,
             bootargs: format!("fuzz {}{counts}", attempt.bootargs),
             extra: if attempt.icount { emulator::count_instructions() } else { Vec::new() },
@@ -239,14 +242,17 @@ pub fn run(options: &Options, minutes: u64) -> Result<bool> {
 ///
 /// As [`Target::run`].
 fn attack(target: &Target, shape: Shape, seed: u64, options: &Options, minutes: u64) -> Result<Record> {
-    let icount = if options.icount { " --icount" } else { "" };
+    let flag = |is_set: bool, name: &'static str| if is_set { name } else { "" };
+    let (calm, calls) = (flag(options.calm, " calm"), flag(options.calls, " calls"));
     println!(
-        "seed {seed}: again with `cargo xtask fuzz --in-qemu --seed {seed} --cpus {} --smmus {}{icount}`",
-        shape.cpus, shape.smmus
+        "seed {seed}: again with `cargo xtask fuzz --in-qemu --seed {seed} --cpus {} --smmus {}{}{}{}`",
+        shape.cpus,
+        shape.smmus,
+        flag(options.icount, " --icount"),
+        flag(options.calm, " --calm"),
+        flag(options.calls, " --calls")
     );
     let steps = options.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
-    let calm = if options.calm { " calm" } else { "" };
-    let calls = if options.calls { " calls" } else { "" };
     let bootargs = format!("seed={seed} seconds={}{steps}{calm}{calls}", minutes * 60);
     // An instruction that is counted is a nanosecond of the machine's clock, and takes several of ours.
     let timeout = Duration::from_secs(minutes * 60) * if options.icount { 20 } else { 1 } + BESIDES;
