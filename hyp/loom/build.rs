@@ -5,5 +5,5 @@ fn main() {
     println!("cargo::rustc-check-cfg=cfg(loom)");
     println!("cargo::rustc-cfg=loom");
     // Features of `hyp`, which this build has not.
-    println!("cargo::rustc-check-cfg=cfg(feature, values(\"fuzzing\", \"oracle\"))");
+    println!("cargo::rustc-check-cfg=cfg(feature, values(\"fuzzing\"))");
 }

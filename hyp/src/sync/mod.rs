@@ -21,12 +21,12 @@ pub use explored::{Mutex, MutexGuard};
 
 /// Takes a lock beside others that nobody but the oracle holds together: several of one rank, and the attach lock with that of memory. It takes all
 /// in the order of their ranks, so nobody who holds one of them waits for another that it has.
-#[cfg(all(feature = "oracle", target_os = "none"))]
-pub(crate) fn lock_beside<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+#[cfg(all(feature = "oracle", any(target_os = "none", loom)))]
+pub(crate) fn lock_beside<T: Guarded>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
     lock.lock()
 }
 
-#[cfg(all(feature = "oracle", not(target_os = "none")))]
+#[cfg(all(feature = "oracle", not(target_os = "none"), not(loom)))]
 pub(crate) use ordered::lock_beside;
 
 /// Where a lock stands in the order. It is taken while holding locks of ranks before its own, if any.

@@ -14,8 +14,8 @@ const PREEMPTIONS: usize = 2;
 
 /// Where the completion of a CMD_SYNC goes, and what the driver keeps in pages of their own.
 const MESSAGE: u64 = PAGES[0];
-const TABLE: u64 = PAGES[1];
-const COMMANDS: u64 = PAGES[2];
+pub const TABLE: u64 = PAGES[1];
+pub const COMMANDS: u64 = PAGES[2];
 const EVENTS: u64 = PAGES[3];
 /// log2 of the entries of both queues, and of the STEs.
 const LOG2: u64 = 2;
@@ -25,7 +25,7 @@ const DRIVERS: (usize, u32) = (0, 1);
 const DONE: u32 = 0x600d_600d;
 
 /// A driver has turned the SMMU on, no stream has an STE, and these commands are in the queue.
-fn driven(mistake: Mistake, commands: &[[u64; 2]]) -> World {
+pub fn driven(mistake: Mistake, commands: &[[u64; 2]]) -> World {
     let world = World::boot(1, mistake);
     for words in (0..8 << LOG2).step_by(8) {
         (0..8).for_each(|word| world.fill(TABLE + (words + word) * 8, 0));
@@ -43,13 +43,13 @@ fn driven(mistake: Mistake, commands: &[[u64; 2]]) -> World {
 }
 
 /// The SMMU may take the first command.
-fn produce(world: &World) {
+pub fn produce(world: &World) {
     world.store_register(0, reg::CMDQ_PROD, 4, 1);
 }
 
-/// Writes words 0 and 1 of the STE of the driver's stream, before anything goes on.
-fn fill_ste(world: &World, words: [u64; 2]) {
-    for (at, word) in (TABLE + 64 * u64::from(DRIVERS.1)..).step_by(8).zip(words) {
+/// Writes words 0 and 1 of the STE of a stream, before anything goes on.
+pub fn fill_ste(world: &World, stream: u32, words: [u64; 2]) {
+    for (at, word) in (TABLE + 64 * u64::from(stream)..).step_by(8).zip(words) {
         world.fill(at, word);
     }
 }
@@ -80,7 +80,7 @@ const COMPLETION: Model = Model {
 const STREAM_TABLE: Model = Model {
     prepare: |mistake| {
         let world = driven(mistake, &[cfgi_ste(DRIVERS.1)]);
-        fill_ste(&world, BYPASS);
+        fill_ste(&world, DRIVERS.1, BYPASS);
         world
     },
     acts: &[
@@ -139,7 +139,7 @@ const ABORT: [u64; 2] = [1, 0];
 const STREAM: Model = Model {
     prepare: |mistake| {
         let world = driven(mistake, &[cfgi_ste(DRIVERS.1); 2]);
-        fill_ste(&world, BYPASS);
+        fill_ste(&world, DRIVERS.1, BYPASS);
         world
     },
     acts: &[produce, |world| {
@@ -150,7 +150,7 @@ const STREAM: Model = Model {
         assert!(!has_error(world, 0));
         let came =
             if world.dma(Actor::Host, DRIVERS, EVENTS).is_some() { "the driver's" } else { "the guest's" };
-        fill_ste(world, ABORT);
+        fill_ste(world, DRIVERS.1, ABORT);
         world.store_register(0, reg::CMDQ_PROD, 4, 2);
         world.take_apart();
         came

@@ -33,24 +33,7 @@ impl Model {
 
     /// How many orders there are, and what came of them.
     fn try_all(self, mistake: Mistake, preemptions: usize) -> (u64, BTreeSet<&'static str>) {
-        let mut builder = loom::model::Builder::new();
-        builder.preemption_bound = Some(preemptions);
-        builder.max_branches = 10_000;
-        let seen = Arc::new(Mutex::new((0, BTreeSet::new())));
-        let all = seen.clone();
-        builder.check(move || {
-            let seen = seen.clone();
-            // The first thread of a model has too small a stack.
-            let first = spawn(BOOT_STACK, move || {
-                let came = self.run(mistake);
-                let mut seen = seen.lock().unwrap();
-                seen.0 += 1;
-                seen.1.insert(came);
-            });
-            first.join().unwrap();
-        });
-        let mut all = all.lock().unwrap();
-        std::mem::take(&mut *all)
+        in_every_order(preemptions, move || self.run(mistake))
     }
 
     fn run(self, mistake: Mistake) -> &'static str {
@@ -60,10 +43,7 @@ impl Model {
             .zip(&self.acts[1..])
             .map(|(number, act)| {
                 let world = world.clone();
-                spawn(STACK, move || {
-                    number_thread(number);
-                    act(&world);
-                })
+                spawn_other(number, move || act(&world))
             })
             .collect();
         self.acts[0](&world);
@@ -86,6 +66,46 @@ impl Model {
             .unwrap_or_default();
         assert!(said.contains(complaint), "{mistake:?}: {said}");
     }
+}
+
+/// Runs something in every order in which a thread that could go on is stopped so many times at the most: how many there are, and what came of
+/// them.
+pub fn in_every_order<T: Ord + Send + 'static>(
+    preemptions: usize,
+    run: impl Fn() -> T + Clone + Send + Sync + 'static,
+) -> (u64, BTreeSet<T>) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    let seen = Arc::new(Mutex::new((0, BTreeSet::new())));
+    let all = seen.clone();
+    builder.check(move || {
+        let (seen, run) = (seen.clone(), run.clone());
+        // The first thread of a model has too small a stack.
+        let first = spawn(BOOT_STACK, move || {
+            let came = run();
+            let mut seen = seen.lock().unwrap();
+            seen.0 += 1;
+            seen.1.insert(came);
+        });
+        first.join().unwrap();
+    });
+    let mut all = all.lock().unwrap();
+    std::mem::take(&mut *all)
+}
+
+/// A thread for another CPU, or for a device.
+pub fn spawn_other<T: Send + 'static>(
+    number: usize,
+    act: impl FnOnce() -> T + Send + 'static,
+) -> loom::thread::JoinHandle<T> {
+    loom::thread::Builder::new()
+        .stack_size(STACK)
+        .spawn(move || {
+            number_thread(number);
+            act()
+        })
+        .unwrap()
 }
 
 fn spawn(stack: usize, act: impl FnOnce() + Send + 'static) -> loom::thread::JoinHandle<()> {

@@ -11,8 +11,8 @@ mod explore;
 mod look;
 mod mistake;
 mod ownership;
+mod pairs;
 mod tags;
-mod teardown;
 mod world;
 
 /// For the sources below, as in the library.
