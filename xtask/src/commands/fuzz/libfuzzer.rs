@@ -18,8 +18,10 @@ const HANGS_AFTER: u32 = 60;
 const SHRINKING: u32 = 60;
 /// Bytes of an input, at the most: 512 steps of a host.
 const LONGEST: u32 = 16 << 10;
-/// The same of one that is kept. Of longer ones the beginning is taken.
+/// The same of one that is kept and is a list of choices. Of longer ones the beginning is taken.
 const LONGEST_KEPT: u32 = 1536;
+/// The target whose inputs are no choices: the beginning of a device tree is none.
+const WHOLE: &str = "devicetree";
 
 /// How long, and with how much.
 #[derive(Clone, Copy, Debug)]
@@ -169,7 +171,9 @@ impl Programs {
         let _ = fs::remove_dir_all(&merged);
         fs::create_dir_all(&merged)?;
         let mut command = self.command(target);
-        command.args(["-set_cover_merge=1", &format!("-max_len={LONGEST_KEPT}")]);
+        let longest = if target == WHOLE { LONGEST } else { LONGEST_KEPT };
+        // How often an edge is taken is for the search: inputs that together take each are enough to keep.
+        command.args(["-set_cover_merge=1", "-use_counters=0", &format!("-max_len={longest}")]);
         command.arg(&merged).args(corpus.directories());
         let (_, said) = watch(&mut command, target)?;
         let Some(line) =
