@@ -57,8 +57,7 @@ impl Holds {
 
     /// The ranges in the table and their places.
     fn held(&self) -> impl Iterator<Item = (usize, &Held)> {
-        let places = self.held.iter().take(self.end).enumerate();
-        places.filter_map(|(index, held)| Some((index, held.as_ref()?)))
+        (0..self.end).zip(&self.held).filter_map(|(index, held)| Some((index, held.as_ref()?)))
     }
 
     /// The first place that is free.

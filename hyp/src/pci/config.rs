@@ -159,7 +159,7 @@ impl<'a, P: Platform> Config<'a, P> {
     }
 
     /// Offset of a capability of this function.
-    pub fn capability(&mut self, rid: u16, wanted: u8) -> Result<Option<u16>, PciError> {
+    pub fn capability(&mut self, rid: u16, wanted: u8) -> Result<Option<u8>, PciError> {
         if self.read(rid, COMMAND)? & STATUS_CAPABILITIES == 0 {
             return Ok(None);
         }
@@ -171,7 +171,7 @@ impl<'a, P: Platform> Config<'a, P> {
             }
             let [id, next, ..] = self.read(rid, u16::from(at))?.to_le_bytes();
             if id == wanted {
-                return Ok(Some(u16::from(at)));
+                return Ok(Some(at));
             }
             at = next;
         }
@@ -181,7 +181,7 @@ impl<'a, P: Platform> Config<'a, P> {
     /// What can be on the bus behind a bridge, if the bridge is a root port or a port of a switch: Device/Port
     /// Type 4 to 6 of the PCI Express Capabilities register (7.5.3.2).
     pub fn behind_express_port(&mut self, rid: u16) -> Result<Option<Devices>, PciError> {
-        let Some(at) = self.capability(rid, EXPRESS)? else { return Ok(None) };
+        let Some(at) = self.capability(rid, EXPRESS)?.map(u16::from) else { return Ok(None) };
         let capabilities = self.read(rid, at)? >> 16;
         Ok(match capabilities >> 4 & 0xf {
             // The upstream port of a switch has its internal bus behind it.
