@@ -211,7 +211,7 @@ impl Ownership {
     /// A range for which the pool has not enough table pages stays out of the host's stage 2 as a whole, and is tried
     /// again at the next release; whether there was none.
     pub fn release<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, set: &mut HeldSet) -> bool {
-        for (index, slot) in self.holds.held.iter_mut().enumerate() {
+        for (index, slot) in (0..self.holds.end).zip(&mut self.holds.held) {
             if let Some(held) = slot.as_mut().filter(|_| set.contains(index)) {
                 held.users = held.users.saturating_sub(1);
             }
