@@ -99,15 +99,15 @@ pub fn spawn_other<T: Send + 'static>(
     number: usize,
     act: impl FnOnce() -> T + Send + 'static,
 ) -> loom::thread::JoinHandle<T> {
-    loom::thread::Builder::new()
-        .stack_size(STACK)
-        .spawn(move || {
-            number_thread(number);
-            act()
-        })
-        .unwrap()
+    spawn(STACK, move || {
+        number_thread(number);
+        act()
+    })
 }
 
-fn spawn(stack: usize, act: impl FnOnce() + Send + 'static) -> loom::thread::JoinHandle<()> {
+fn spawn<T: Send + 'static>(
+    stack: usize,
+    act: impl FnOnce() -> T + Send + 'static,
+) -> loom::thread::JoinHandle<T> {
     loom::thread::Builder::new().stack_size(stack).spawn(act).unwrap()
 }

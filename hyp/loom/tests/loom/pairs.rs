@@ -131,19 +131,20 @@ impl Pairs {
 
     /// Tries every two.
     fn explore(&self) {
+        let busy = format!("{:?}", Err::<[u64; 4], _>(Status::Busy));
         let (mut pairs, mut all, mut wrong) = (0, 0, Vec::new());
         for (place, first) in self.deeds.iter().enumerate() {
             for second in &self.deeds[place..] {
                 // A question shows what is between two steps.
-                if matches!([first.kind, second.kind], [_, Kind::Question] | [Kind::Question, _])
-                    && [first, second].iter().all(|deed| deed.kind != Kind::One)
-                {
+                if matches!(
+                    [first.kind, second.kind],
+                    [Kind::Question, Kind::Question | Kind::Steps] | [Kind::Steps, Kind::Question]
+                ) {
                     continue;
                 }
                 let there = self.in_turn([first, second]);
                 let ([of_second, of_first], left) = self.in_turn([second, first]);
                 let back = ([of_first, of_second], left);
-                let busy = format!("{:?}", Err::<[u64; 4], _>(Status::Busy));
                 let is_fair = |outcome: &Outcome| {
                     let (answers, left) = outcome;
                     // As if the one with steps had come first, but for the answer.
