@@ -6,7 +6,7 @@ use crate::model::smmu::config::SmmuConfig;
 use crate::model::smmu::ste::Eats;
 use crate::model::stage2::Stage2Config;
 use crate::model::{BARS, ECAM, FW_CFG, GICD, GICR, ITS, Machine, RAM_BASE, SMMU_BYTES, UART, pci};
-use crate::platform::ModelPlatform;
+use crate::platform::{MachineGuard, ModelPlatform};
 use crate::record::Record;
 use abi::{Function, Status};
 use host_shim::host::SCRATCH_BYTES;
@@ -294,7 +294,7 @@ impl Bench {
     }
 
     /// The machine.
-    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+    pub fn machine(&self) -> MachineGuard<'_> {
         self.hypervisor.platform().machine()
     }
 

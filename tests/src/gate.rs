@@ -30,10 +30,14 @@ impl Gate {
     }
 
     /// An operation of a CPU.
+    #[inline]
     pub(crate) fn pass(&self) {
-        if !self.is_closed.load(Ordering::Relaxed) {
-            return;
+        if self.is_closed.load(Ordering::Relaxed) {
+            self.pass_closed();
         }
+    }
+
+    fn pass_closed(&self) {
         let mut state = self.state();
         if state.cpu != threads::number() || state.is_done {
             self.passed.fetch_add(1, Ordering::Relaxed);
