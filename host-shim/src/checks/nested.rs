@@ -17,7 +17,7 @@ use smmuv3::cd::ContextDescriptor;
 use smmuv3::command::Command;
 use smmuv3::ste::Stage1Claim;
 
-pub(super) fn checks<H: Host>() -> [Check<H>; 5] {
+pub(super) fn checks<H: Host>() -> [Check<H>; 6] {
     [
         Check {
             name: "stage 1 above a page that is donated",
@@ -28,6 +28,11 @@ pub(super) fn checks<H: Host>() -> [Check<H>; 5] {
             name: "a context descriptor in a page that is donated",
             expected: "the cached descriptor is forgotten with the page: DMA faults, also after the reclaim, until there is a new one",
             run: descriptor,
+        },
+        Check {
+            name: "a page that is donated while stage 1 is away",
+            expected: "combined entries warm, the stream bypasses stage 1, the page goes, stage 1 comes back: DMA to the page faults, and beside it lands",
+            run: away,
         },
         Check {
             name: "stage 1 that leads to forbidden places",
@@ -160,6 +165,57 @@ fn descriptor<H: Host>(host: &H) -> Outcome {
     good("GUEST_DESTROY", host.destroy_guest(guest))?;
     drain(host)?;
     Ok(text!("landed, faulted twice, landed, behind {tried} SMMUs"))
+}
+
+fn away<H: Host>(host: &H) -> Outcome {
+    let mut stage1 = start_stage1(host)?;
+    let size = unit(host)?.max(stage1.granule().bytes());
+    let [memory, neighbour, table] = [0, 8, 16].map(|index| block(host, 3) + index * size);
+    let guest = good("GUEST_CREATE", host.create_guest())?;
+    let domain = done("a stage-1 domain", stage1.create())?;
+    for (iova, target) in [(IOVA, memory), (IOVA + size, neighbour)] {
+        done("map", stage1.map(domain, iova, target, size, true))?;
+    }
+    let mut tried = 0;
+    for smmu in 0..host.smmus() {
+        // The descriptor of another device, which then goes: its ASID is flushed with it, and the check's is another.
+        let Some(id) = host.stream(smmu, Device::Delayed) else { continue };
+        done("adding a stream", stage1.add_stream(smmu, id, StreamOptions::default()))?;
+        done("attach to a stage-1 domain", stage1.attach(smmu, id, 0, domain))?;
+        let Some(mut descriptor) = done("a context descriptor", stage1.context(domain, smmu))? else {
+            fail!("no ASID behind SMMU {smmu} with a stream attached");
+        };
+        done("detach from a stage-1 domain", stage1.detach(smmu, id, 0, Idle::Aborts))?;
+        done("removing a stream", stage1.remove_stream(smmu, id))?;
+        descriptor.0[0] ^= 0x80 << 48;
+        store_descriptor(host, table, &descriptor)?;
+        let by_hand = ByHand::attach(host, &stage1, smmu, table)?;
+        let features = done("features", stage1.features(smmu))?;
+        let bypass = Nested::create(host, by_hand.vsmmu, Stage1Claim::bypass(&features).0)?;
+        let replace = |domain| good("STREAM_ATTACH with REPLACE", host.replace(smmu, by_hand.stream, domain));
+        for away in [false, true] {
+            dma_at(host, smmu, IOVA, memory, Dma::Landed, "by stage 1")?;
+            dma_at(host, smmu, IOVA + size, neighbour, Dma::Landed, "by stage 1, beside it")?;
+            if away {
+                replace(bypass.handle)?;
+            }
+            good("MEM_DONATE", host.donate(memory, size, guest))?;
+            if away {
+                replace(by_hand.domain.handle)?;
+            }
+            dma_at(host, smmu, IOVA, memory, Dma::Faulted, "donated")?;
+            dma_at(host, smmu, IOVA + size, neighbour, Dma::Landed, "beside what was donated")?;
+            good("MEM_RECLAIM", host.reclaim(memory, size, guest))?;
+        }
+        by_hand.detach()?;
+        bypass.end()?;
+        tried += 1;
+    }
+    done("end of a stage-1 domain", stage1.destroy(domain))?;
+    done("end of stage 1", stage1.stop())?;
+    good("GUEST_DESTROY", host.destroy_guest(guest))?;
+    drain(host)?;
+    Ok(text!("with stage 1 in place and away, behind {tried} SMMUs"))
 }
 
 fn forbidden<H: Host>(host: &H) -> Outcome {

@@ -351,12 +351,15 @@ impl Iommu {
         }
     }
 
-    /// Flushes the tag of a side if no other stream uses it.
+    /// Flushes what only this stream had in the IOTLB: the tag of a side, or else what stage 1 was combined with under it. Other streams of the
+    /// vSMMU, or this one on its new side, may go on with the tag and have no stage 1: then nobody would flush that any more.
     #[inline]
     fn flush_last<P: Platform>(&self, p: &P, stream: Stream<'_>, side: &Side) -> Result<(), Fault> {
         let cell = self.cell(side.stage2);
-        let tag = side.tag_entry(stream).filter(|entry| cell.users(p, entry) == 1);
-        tag.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
+        let is_last = |entry: &Entry| cell.users(p, entry) == 1;
+        let last =
+            side.tag_entry(stream).filter(is_last).or_else(|| side.stage1_entry(stream).filter(is_last));
+        last.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
     }
 
     /// Goes back to `from`. What fails at first succeeds once the SMMU is dead. It is told to forget the STE in any case: memory may say what it
@@ -448,6 +451,12 @@ impl Side {
         }
     }
 
+    /// The entry for what stage 1 is combined with in the IOTLB, under that tag.
+    fn stage1_entry(&self, stream: Stream<'_>) -> Option<Entry> {
+        let vmid = self.vmid;
+        (self.stages == Stages::Nested).then(|| self.entry(stream, Target::S2VmidS1Clear { vmid }))
+    }
+
     /// What the stream puts into the array of the stage-2 domain.
     #[inline]
     fn entries(&self, stream: Stream<'_>) -> StreamEntries {
@@ -466,7 +475,7 @@ impl Side {
             Stages::Stage2 => add(self.entry(stream, Target::Ats { stream: id, substream: 0 })),
             Stages::Abort | Stages::Bypass => {}
             Stages::Nested => {
-                add(self.entry(stream, Target::S2VmidS1Clear { vmid: self.vmid }));
+                self.stage1_entry(stream).into_iter().for_each(&mut add);
                 add(self.entry(stream, Target::NestedCds { stream: id }));
                 // With split-stage ATS the device has IPAs, which every use translates anew.
                 if full {

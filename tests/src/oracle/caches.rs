@@ -16,8 +16,15 @@ use crate::model::stage2::walk;
 /// Checks every cache of an SMMU that translates.
 pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) -> Result<(), String> {
     let cached: Vec<Cached> = view.bench.machine().smmus[smmu].cached().collect();
+    let nested = nested_vmids(view, smmu);
     for entry in cached {
         let checked = match entry.vmid() {
+            Some(vmid)
+                if matches!(entry, Cached::Combined(_) | Cached::Stage1Walk(_))
+                    && !nested.contains(&vmid) =>
+            {
+                Err("no stream with the VMID has a stage 1: a change of stage 2 would not reach it".into())
+            }
             Some(vmid) => check_tagged(view, &entry, vmid, tags, configs),
             None => check_of_stream(view, smmu, &entry),
         };
@@ -27,6 +34,17 @@ pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) ->
         }
     }
     Ok(())
+}
+
+/// The VMIDs of streams that have a stage 1.
+fn nested_vmids(view: &View, smmu: usize) -> Vec<u16> {
+    let mut machine = view.bench.machine();
+    let streams = machine.smmus[smmu].streams.clone();
+    let meanings = streams.into_iter().filter_map(|stream| machine.meaning_in_memory(smmu, stream));
+    meanings
+        .filter(|meaning| matches!(meaning, Meaning::Nested { .. }))
+        .filter_map(|meaning| meaning.vmid())
+        .collect()
 }
 
 fn check_tagged(

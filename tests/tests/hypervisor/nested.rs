@@ -336,3 +336,39 @@ fn a_tag_of_a_vsmmu_is_clean_when_its_last_stream_leaves() {
         good(&bench, "both left");
     }
 }
+
+/// Who keeps the vSMMU's tag in use, without a stage 1, while the nested stream is away.
+#[derive(Clone, Copy, Debug)]
+enum Keeper {
+    /// The stream itself, which changes over to a bypass and back.
+    Itself,
+    /// Another stream, while the nested one is detached.
+    Another,
+}
+
+#[test]
+fn a_stage_1_that_comes_back_does_not_find_what_went_meanwhile() {
+    for config in kinds() {
+        for keeper in [Keeper::Itself, Keeper::Another] {
+            let (bench, nest) = host_nest(config);
+            let (nested, bypass) = (nest.domain(&bench).unwrap(), bench.nested(nest.vsmmu, BYPASS).unwrap());
+            let guest = bench.guest().unwrap();
+            match keeper {
+                Keeper::Itself => bench.replace(0, 0, bypass).unwrap(),
+                Keeper::Another => {
+                    bench.attach(0, 1, bypass).unwrap();
+                    bench.detach(0, 0).unwrap();
+                }
+            }
+            good(&bench, "away");
+            bench.whole(Function::MemDonate, nest.stage1.page(1), bench.unit(), guest).unwrap();
+            match keeper {
+                Keeper::Itself => bench.replace(0, 0, nested).unwrap(),
+                Keeper::Another => bench.attach(0, 0, nested).unwrap(),
+            }
+            assert_eq!(bench.dma(0, 0, nest.stage1.va(1)), None, "{keeper:?}: the guest's");
+            assert_eq!(bench.dma(0, 0, nest.stage1.va(2)), Some(nest.stage1.page(2)), "the control");
+            good(&bench, "back");
+        }
+    }
+}

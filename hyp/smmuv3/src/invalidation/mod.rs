@@ -17,11 +17,12 @@
 //! 3. Flush the ATC of a stream that had ATS and has it still. One that comes to have it is flushed before step 2; one that has it
 //!    no more need not be, since its Translated requests abort.
 //! 4. A tag of the old domain whose only user is the stream is flushed ([`Entry::flush`], [`run`]). It is in the array still, so
-//!    that nothing has changed when the SMMU fails.
+//!    that nothing has changed when the SMMU fails. If others use the tag, and the stream is the only user of [`Target::S2VmidS1Clear`] under
+//!    it, that is: nobody else would flush what stage 1 was combined with, and a stage 1 that comes back would find it.
 //! 5. [`Array::unref`] the stream's entries from the old domain's array. With ATCs among them, [`Readers::await_readers`].
 //! 6. Free the tags that have no users left, and [`Retired::tidy`].
 //!
-//! So a tag that stands in no array has no entry in any IOTLB.
+//! So a tag that stands in no array has no entry in any IOTLB, and one without [`Target::S2VmidS1Clear`] none of a stage 1.
 
 mod array;
 mod configuration;

@@ -4,7 +4,7 @@ use super::{kinds, stage1};
 use crate::{boot, good};
 use abi::Function;
 use tests::bench::{SCRATCH, Shape};
-use tests::driver::{BYPASS, Driver, tlbi_asid, tlbi_nsnh_all};
+use tests::driver::{ABORT, BYPASS, Driver, tlbi_asid, tlbi_nsnh_all};
 use tests::model::smmu::config::SmmuConfig;
 
 /// Entries of the last table that are mapped, each to one of four pages.
@@ -32,6 +32,29 @@ fn an_unmapped_range_is_gone_after_its_tlbi_and_its_sync() {
                 assert_eq!(bench.dma(0, 0, stage1.va(n)).is_some(), is_mapped, "{n} of {first}, {count}");
             }
             good(&bench, "unmapped");
+        }
+    }
+}
+
+/// A driver need not invalidate anything when it turns a stage 1 off and on again: what left stage 2 meanwhile is for EL2 to see to.
+#[test]
+fn a_stage_1_that_is_turned_on_again_does_not_find_what_was_donated_meanwhile() {
+    for config in kinds() {
+        let bench = boot(&Shape::of(1, config));
+        let stage1 = stage1(&bench, SCRATCH, 1);
+        let mut driver = Driver::started(&bench, 0);
+        driver.write_entry(1, BYPASS);
+        let guest = bench.guest().unwrap();
+        for (n, off) in [(1, BYPASS), (2, ABORT)] {
+            driver.write_entry(0, stage1.words());
+            assert_eq!(bench.dma(0, 0, stage1.va(n)), Some(stage1.page(n)));
+            driver.write_entry(0, off);
+            good(&bench, "off");
+            bench.whole(Function::MemDonate, stage1.page(n), bench.unit(), guest).unwrap();
+            driver.write_entry(0, stage1.words());
+            assert_eq!(bench.dma(0, 0, stage1.va(n)), None, "the guest's");
+            assert_eq!(bench.dma(0, 0, stage1.va(3)), Some(stage1.page(3)), "the control");
+            good(&bench, "on again");
         }
     }
 }
