@@ -7,6 +7,7 @@ use super::leaves::{check_io, check_pages};
 use super::standing::By;
 use super::tags::{Holder, Tags};
 use super::{Configs, View};
+use crate::model::Machine;
 use crate::model::inspect::Cached;
 use crate::model::smmu::combined::Kind;
 use crate::model::smmu::ste::{Eats, Meaning};
@@ -16,15 +17,9 @@ use crate::model::stage2::walk;
 /// Checks every cache of an SMMU that translates.
 pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) -> Result<(), String> {
     let cached: Vec<Cached> = view.bench.machine().smmus[smmu].cached().collect();
-    let nested = nested_vmids(view, smmu);
+    check_stage1s(&mut view.bench.machine(), smmu)?;
     for entry in cached {
         let checked = match entry.vmid() {
-            Some(vmid)
-                if matches!(entry, Cached::Combined(_) | Cached::Stage1Walk(_))
-                    && !nested.contains(&vmid) =>
-            {
-                Err("no stream with the VMID has a stage 1: a change of stage 2 would not reach it".into())
-            }
             Some(vmid) => check_tagged(view, &entry, vmid, tags, configs),
             None => check_of_stream(view, smmu, &entry),
         };
@@ -36,15 +31,23 @@ pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) ->
     Ok(())
 }
 
-/// The VMIDs of streams that have a stage 1.
-fn nested_vmids(view: &View, smmu: usize) -> Vec<u16> {
-    let mut machine = view.bench.machine();
+/// Whether a stream has a stage 1 under each VMID that something of a stage 1 is cached with: else no change of stage 2 would reach it.
+pub(super) fn check_stage1s(machine: &mut Machine, smmu: usize) -> Result<(), String> {
+    let of_stage1 = |entry: &Cached| matches!(entry, Cached::Combined(_) | Cached::Stage1Walk(_));
+    let cached: Vec<Cached> = machine.smmus[smmu].cached().filter(of_stage1).collect();
+    if cached.is_empty() {
+        return Ok(());
+    }
     let streams = machine.smmus[smmu].streams.clone();
     let meanings = streams.into_iter().filter_map(|stream| machine.meaning_in_memory(smmu, stream));
-    meanings
+    let vmids: Vec<u16> = meanings
         .filter(|meaning| matches!(meaning, Meaning::Nested { .. }))
         .filter_map(|meaning| meaning.vmid())
-        .collect()
+        .collect();
+    match cached.iter().find(|entry| entry.vmid().is_none_or(|vmid| !vmids.contains(&vmid))) {
+        Some(entry) => Err(format!("caches {entry}, and no stream has a stage 1 with the VMID")),
+        None => Ok(()),
+    }
 }
 
 fn check_tagged(

@@ -3,6 +3,7 @@
 //!
 //! Who owns each page is counted from the calls alone. So an error that changed something is seen, and so is a success that did something else.
 
+use super::caches::check_stage1s;
 use super::{HYPERVISOR, Owners, View, check_with};
 use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES};
 use crate::model::stage2::walk;
@@ -54,9 +55,12 @@ impl Incremental {
         if let Some(text) = machine.violations.all().first() {
             return Err(format!("violation: {text}"));
         }
-        for smmu in &mut machine.smmus {
-            if let Some(needless) = smmu.needless.first() {
-                return Err(format!("SMMU {}: needless {needless}", smmu.index));
+        for index in 0..machine.smmus.len() {
+            if let Some(needless) = machine.smmus[index].needless.first() {
+                return Err(format!("SMMU {index}: needless {needless}"));
+            }
+            if machine.smmus[index].translating() {
+                check_stage1s(&mut machine, index).map_err(|text| format!("SMMU {index}: {text}"))?;
             }
         }
         Ok(())
