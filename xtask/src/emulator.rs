@@ -223,9 +223,10 @@ fn place(shape: &Shape, host: &Payload) -> Result<Vec<Module>> {
 }
 
 /// Arguments with which one instruction is one nanosecond of virtual time. The generic timer counts those, so a tick is an
-/// instruction, exactly and repeatably.
+/// instruction, exactly and repeatably. The machine's calendar begins with the same second each time.
 pub fn count_instructions() -> Vec<String> {
-    vec!["-icount".into(), "shift=0,sleep=off".into()]
+    let arguments = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01T00:00:00,clock=vm"];
+    arguments.map(Into::into).to_vec()
 }
 
 /// Arguments with which a reset starts the machine anew; without them it ends the run, as does the end of a guest that went wrong.

@@ -99,6 +99,14 @@ impl Action {
         }
     }
 
+    /// The SMMU whose devices it uses.
+    pub const fn smmu_of_device(&self) -> Option<usize> {
+        match self {
+            Self::Write { smmu, .. } | Self::Start { smmu, .. } => Some(*smmu),
+            _ => None,
+        }
+    }
+
     /// Whether memory may have another owner after it.
     pub fn changes_owners(&self) -> bool {
         use abi::Function::{

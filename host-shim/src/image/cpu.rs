@@ -1,6 +1,8 @@
 //! This CPU's registers.
 
-use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, MPIDR_EL1, Readable, TPIDR_EL1, Writeable};
+use aarch64_cpu::registers::{
+    CNTFRQ_EL0, CNTV_CTL_EL0, CNTV_TVAL_EL0, CNTVCT_EL0, MPIDR_EL1, Readable, TPIDR_EL1, Writeable,
+};
 
 /// Says which CPU this is.
 pub fn set_index(index: usize) {
@@ -24,6 +26,13 @@ pub fn now_ns() -> u64 {
     let frequency = CNTFRQ_EL0.get().max(1);
     let ticks = u128::from(ticks()) * 1_000_000_000 / u128::from(frequency);
     ticks as u64
+}
+
+/// Where QEMU counts instructions one CPU runs at a time, until a timer of any CPU is due, or a tenth of a second of the machine's clock is over.
+/// This sets such a timer, whose interrupt stays masked.
+pub fn end_turn_within(ticks: u64) {
+    CNTV_TVAL_EL0.set(ticks);
+    CNTV_CTL_EL0.write(CNTV_CTL_EL0::ENABLE::SET + CNTV_CTL_EL0::IMASK::SET);
 }
 
 /// Writes the cache line of an address back to the point of coherency, and forgets it.

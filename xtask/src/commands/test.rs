@@ -190,8 +190,11 @@ fn fuzz(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (passed, failed) = tally.time("QEMU, recordings", |_| fuzz::replay_all(workspace, &target))?;
     tally.add(passed, failed);
     println!("QEMU, the same seed twice, with instructions counted");
-    let same = tally.time("QEMU, the same seed twice", |_| fuzz::in_qemu::is_repeatable(&target))?;
-    tally.add(same.into(), (!same).into());
+    for cpus in [1, 4] {
+        let name = format!("QEMU, the same seed twice on {cpus} CPUs");
+        let same = tally.time(&name, |_| fuzz::in_qemu::is_repeatable(&target, cpus))?;
+        tally.add(same.into(), (!same).into());
+    }
     println!("QEMU, {FUZZ_MINUTES} minutes of random steps");
     // What it says, and how it ends, is shown as it comes.
     tally.add_run("QEMU, random steps", &fuzz::in_qemu::test(&target, FUZZ_MINUTES)?);

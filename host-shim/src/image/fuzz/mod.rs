@@ -24,6 +24,8 @@ const EVERY: u64 = 1000;
 const DIGEST_EVERY: u64 = 32;
 /// The same when steps are hypercalls alone, of which there should be many: a digest takes as long as a hundred.
 const DIGEST_EVERY_CALLS: u64 = 1000;
+/// The longest turn of CPUs that QEMU runs one after the other, in ticks of the clock that all of them have.
+const TURN_TICKS: u64 = 64_000;
 /// Time between two lines about how far it is.
 const REPORT_NS: u64 = 2_000_000_000;
 
@@ -119,6 +121,8 @@ struct Attack<'a> {
     machine: &'a Machine,
     options: Options,
     source: Source,
+    /// QEMU runs one CPU at a time, and counts instructions: without DMA a seed does the same each time, to the instruction.
+    in_turns: bool,
     /// CPUs that take steps.
     attackers: u64,
     begun_ns: u64,
@@ -141,22 +145,24 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         Some(run) => Source::Recording { start: run.start, steps: run.size / STEP_BYTES as u64 },
         None => Source::Seed(options.seed),
     };
-    if options.calls {
+    let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
+    let in_turns = cpus > 1 && machine.counts_instructions();
+    if options.calls || in_turns {
         // No step uses a device. QEMU would make the machine's memory map anew each time that one is given to a guest: decoding is off
-        // while BARs are sized.
+        // while BARs are sized. It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like.
         machine.stop_decoding();
     }
     if let Err(finding) = oracle::everything(machine) {
         println!("FAIL before the first step: {}", finding.as_str());
         return false;
     }
-    let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
     // The last of several changes memory while the others do their steps.
     let attackers = if cpus > 1 { cpus - 1 } else { 1 };
     let attack = Attack {
         machine,
         options,
         source,
+        in_turns,
         attackers,
         begun_ns: cpu::now_ns(),
         begun_ticks: cpu::ticks(),
@@ -195,10 +201,24 @@ impl Attack<'_> {
         let known = Knowledge::of(self.machine);
         let mut n = 0;
         while self.running.load(Ordering::Acquire) != 0 {
+            self.limit_turn(n);
             // What is not the host's at the moment is left alone.
             let _ = disturb(self.machine, &known, &Step::seeded(self.options.seed, cpu as u32, n));
             n += 1;
         }
+    }
+
+    /// Ends this CPU's turn soon, and those of others before that: sometimes in the middle of a call.
+    fn limit_turn(&self, n: u64) {
+        if self.in_turns {
+            cpu::end_turn_within(TURN_TICKS >> (n % 4));
+        }
+    }
+
+    /// What a step does, unless it is left out.
+    fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
+        let action = self.options.action(step, known)?;
+        (!self.in_turns || action.smmu_of_device().is_none()).then_some(action)
     }
 
     /// Takes steps until something is found, or there are no more.
@@ -208,7 +228,8 @@ impl Attack<'_> {
         let mut reported_ns = self.begun_ns;
         for n in 0..self.options.steps {
             let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
-            if let Some(action) = self.options.action(&step, &known) {
+            self.limit_turn(n);
+            if let Some(action) = self.action(&step, &known) {
                 let (outcome, ticks) = match self.step(cpu, n, &mut known, &action) {
                     Ok(done) => done,
                     Err(finding) => {
@@ -240,11 +261,7 @@ impl Attack<'_> {
 
     /// Does one action and asks everybody about it; what came of it, and the ticks that it took.
     fn step(&self, cpu: u64, n: u64, known: &mut Knowledge, action: &Action) -> Result<(Outcome, u64), Text> {
-        let device = match action {
-            Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.devices.get(*smmu),
-            _ => None,
-        };
-        let guard = device.map(Mutex::lock);
+        let guard = action.smmu_of_device().and_then(|smmu| self.devices.get(smmu)).map(Mutex::lock);
         let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest()) == Some(0);
         let before = if takes_digest { oracle::digest(self.machine) } else { None };
         let measured = Measured::new(self.machine);
@@ -289,7 +306,8 @@ impl Attack<'_> {
             found = true;
             println!("FAIL fuzz: at the end: {}", finding.as_str());
         }
-        self.tally.summary(self.attackers, ns, self.machine.tick_unit(), &console::line);
+        let unit = if self.in_turns { "instructions of all CPUs" } else { self.machine.tick_unit() };
+        self.tally.summary(self.attackers, ns, unit, &console::line);
         println!("fuzz: digest {:016x}", self.digest.load(Ordering::Acquire));
         println!("measure: fuzz-ticks {ticks} {}", self.machine.tick_unit());
         measured::summary();

@@ -42,7 +42,7 @@ pub struct Options {
     /// Number of SMMUs, 1 to 8
     #[arg(long, requires = "in_machine", default_value_t = 3, value_name = "N")]
     pub(super) smmus: u8,
-    /// Count instructions: with one CPU the same seed does the same, to the instruction
+    /// Count instructions: the same seed does the same each time, to the instruction; with several CPUs devices do no DMA then
     #[arg(long, requires = "in_machine")]
     pub(super) icount: bool,
     /// Steps of each CPU at the most
@@ -332,7 +332,9 @@ fn again(
             candidates.push((Recording { shape: alone, steps }, true));
         }
         candidates.push((Recording { shape: alone, steps: whole.steps.clone() }, true));
-        candidates.push((whole.clone(), icount));
+        // In turns, and at the same time as it was.
+        candidates.push((whole.clone(), true));
+        candidates.extend((!icount).then(|| (whole.clone(), false)));
         // What CPUs did at the same time does not come back, but one CPU may find the same by other steps.
         let long = |seed| (Recording::of_seed(alone, seed, STEPS_ALONE), true);
         candidates.extend((seed..).take(3).map(long));
@@ -371,13 +373,13 @@ pub fn test(target: &Target, minutes: u64) -> Result<Record> {
     attack(target, shape, new_seed(), &options, minutes)
 }
 
-/// Whether the same seed does the same twice on one CPU, to the instruction: the digests of all answers, and the instructions.
+/// Whether the same seed does the same twice on this many CPUs, to the instruction: the digests of all answers, and the instructions.
 ///
 /// # Errors
 ///
 /// As [`Target::run`], or a run did not say what it did.
-pub fn is_repeatable(target: &Target) -> Result<bool> {
-    let shape = Shape { smmus: 3, cpus: 1 };
+pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
+    let shape = Shape { smmus: 3, cpus };
     let mut seen = Vec::new();
     for _ in 0..2 {
         let bootargs = "seed=5 steps=1500".to_owned();
@@ -395,7 +397,7 @@ pub fn is_repeatable(target: &Target) -> Result<bool> {
         let digest = digest.context("a run of `fuzz` has no digest")?.to_owned();
         let ticks = record.console.measures().iter().find(|measure| measure.name == "fuzz-ticks");
         let ticks = ticks.context("a run of `fuzz` has no number of instructions")?.value;
-        println!("seed 5: digest {digest}, {ticks} instructions");
+        println!("seed 5, {cpus} CPUs: digest {digest}, {ticks} instructions");
         seen.push((digest, ticks, record.passed()));
     }
     Ok(seen.windows(2).all(|pair| pair[0] == pair[1]) && seen.iter().all(|(.., passed)| *passed))
