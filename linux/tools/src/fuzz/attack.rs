@@ -106,10 +106,7 @@ impl<'a, D: Device + Sync + ?Sized, S: System> Attack<'a, D, S> {
         if !self.host.can(action) || !Streams::can_note(action) {
             return Ok((Outcome::Nothing, 0));
         }
-        let device = match action {
-            Action::Write { smmu, .. } | Action::Start { smmu, .. } => self.shared.devices.get(*smmu),
-            _ => None,
-        };
+        let device = action.smmu_of_device().and_then(|smmu| self.shared.devices.get(smmu));
         let guard = device.map(|device| self.lock(device)).transpose()?;
         let begin = self.system.now_ns();
         let (outcome, finding) = known.act(self.host, action);
