@@ -46,6 +46,8 @@ pub struct Attached {
     pub domain: u64,
     /// The call asked for ATS.
     pub ats: bool,
+    /// A change to another domain failed since: the device may not have answered, and has no ATS then.
+    pub may_lack_ats: bool,
 }
 
 /// All that exists, the oldest first.
@@ -169,7 +171,8 @@ impl Record {
                 }
             }
             Function::StreamAttach => {
-                let attached = Attached { domain: x3, ats: x4 & attach::ATS != 0 };
+                let ats = x4 & attach::ATS != 0;
+                let attached = Attached { domain: x3, ats, may_lack_ats: false };
                 self.streams.insert((x1 as usize, x2 as u32), attached);
             }
             Function::StreamDetach => {
@@ -189,9 +192,13 @@ impl Record {
                 self.streams.remove(&key);
             }
             [0, 1, domain, ..] if old.is_none_or(|old| old.domain != domain) => {
-                self.streams.insert(key, Attached { domain, ats: false });
+                self.streams.insert(key, Attached { domain, ats: false, may_lack_ats: true });
             }
-            [0, 1, ..] => {}
+            [0, 1, ..] => {
+                if let Some(attached) = self.streams.get_mut(&key) {
+                    attached.may_lack_ats = true;
+                }
+            }
             _ => {
                 self.streams.remove(&key);
             }

@@ -116,8 +116,9 @@ impl Iommu {
     /// the stream is attached, [`Refused::WrongState`] if it should be and is not; [`Refused::Incompatible`], [`Refused::NoSpace`],
     /// [`Refused::NoMemory`], [`Refused::Hardware`]. The stream
     /// is as it was then, and no tag was used up; a level-2 stream table that the SMMU may have seen is kept.
-    /// Only when the SMMU turned [`Condition::Lost`] under this call, or a device that has ATS in both domains does not answer, the
-    /// stream counts as attached to the new domain after [`Refused::Hardware`]: nobody knows by what it is translated.
+    /// After [`Refused::Hardware`] a device that has ATS in both domains and does not answer is where it was without ATS. Only when the SMMU turned
+    /// [`Condition::Lost`] under this call the stream counts as attached to the new domain: nobody knows by what it is translated, and the old
+    /// one does not end any more.
     pub fn attach<P: Platform, G: Pages>(
         &self,
         p: &P,
@@ -287,12 +288,12 @@ impl Iommu {
                 (from, Ok(()))
             }
             Err(Fault) => {
-                self.undo(p, registry, stream, from, to)?;
+                self.undo(p, registry, stream, from, to, &mut pages)?;
                 (to, Err(Refused::Hardware))
             }
         };
         if let Some(left) = left {
-            self.drop_entries(p, registry, stream, left, &mut pages);
+            self.drop_entries(p, registry, stream, left, &left.entries(stream), &mut pages);
         }
         registry.retired.collect(p, &self.readers, &mut pages);
         result
@@ -363,10 +364,12 @@ impl Iommu {
     }
 
     /// Goes back to `from`. What fails at first succeeds once the SMMU is dead. It is told to forget the STE in any case: memory may say what it
-    /// should while what the SMMU has cached does not.
+    /// should while what the SMMU has cached does not. Where a device that has ATS does not answer, the stream goes back without ATS, for which
+    /// nothing need be asked of the device.
     ///
-    /// If that fails too the SMMU is lost, or the device does not answer, and either side may be in use: the stream counts as on the new one, and what either side put into an
-    /// array stays there, so that what the domains take away is not taken for forgotten.
+    /// If that fails too the SMMU is lost, and either side may be in use: the stream counts as on the new one, what either side put into an
+    /// array stays there, so that what the domains take away is not taken for forgotten, and the old domain keeps its count of streams, so that
+    /// neither it nor the vSMMU that it is nested on comes to an end, and no table or tag is used again.
     #[cold]
     #[inline(never)]
     fn undo<P: Platform>(
@@ -376,22 +379,33 @@ impl Iommu {
         stream: Stream<'_>,
         from: Option<&Side>,
         to: Option<&Side>,
+        pages: &mut impl ArrayPages,
     ) -> Result<(), Refused> {
-        let again = || {
-            self.settle(p, registry, stream, to, from)?;
-            stream.device.run(p, &[invalidation::forget_ste(stream.id, false)])
+        let forget = || stream.device.run(p, &[invalidation::forget_ste(stream.id, false)]);
+        let back = |side: Option<&Side>| {
+            self.settle(p, registry, stream, to, side)?;
+            forget()
         };
-        if again().or_else(|_| again()).is_ok() {
+        if back(from).or_else(|_| back(from)).is_ok() {
+            return Ok(());
+        }
+        if let Some(from) = from.filter(|from| from.ats != Ats::Off)
+            && back(Some(&Side { ats: Ats::Off, ..*from })).is_ok()
+        {
+            if let Some(atc) = from.atc_entry(stream) {
+                self.drop_entries(p, registry, stream, from, &StreamEntries::one(atc), pages);
+            }
             return Ok(());
         }
         if let Some(stuck) = to.or(from) {
             stream.device.store_entry(p, stream.id, &registry.entry_of(stuck));
-            registry.record(p, stream, from, Some(stuck));
+            let _ = forget();
+            registry.record(p, stream, from.filter(|from| from.domain == stuck.domain), Some(stuck));
         }
         Err(Refused::Hardware)
     }
 
-    /// Takes the entries of a side that a stream has left out of the array, and frees its VMID with the last of them.
+    /// Takes entries of a side that a stream has left out of the array, and frees its VMID with the last of them.
     #[inline]
     fn drop_entries<P: Platform>(
         &self,
@@ -399,13 +413,13 @@ impl Iommu {
         registry: &mut Registry,
         stream: Stream<'_>,
         side: &Side,
+        entries: &StreamEntries,
         pages: &mut impl ArrayPages,
     ) {
-        let entries = side.entries(stream);
         let cell = self.cell(side.stage2);
         let Some(array) = cell.load(p).filter(|_| !entries.is_empty()) else { return };
         let mut freed = None;
-        let unref = array.unref(p, &entries, |entry| {
+        let unref = array.unref(p, entries, |entry| {
             // That of a vSMMU lives as long as the vSMMU.
             if let Some(Tag::Vmid(vmid)) = entry.tag() {
                 freed = Some(vmid);
@@ -457,31 +471,29 @@ impl Side {
         (self.stages == Stages::Nested).then(|| self.entry(stream, Target::S2VmidS1Clear { vmid }))
     }
 
+    /// The entry for the ATC of the device. With split-stage ATS that has IPAs, which every use translates anew.
+    fn atc_entry(&self, stream: Stream<'_>) -> Option<Entry> {
+        let target = match (self.ats, self.stages) {
+            (Ats::Full, Stages::Stage2) => Target::Ats { stream: stream.id, substream: 0 },
+            (Ats::Full, Stages::Nested) => Target::AtsFull { stream: stream.id },
+            _ => return None,
+        };
+        Some(self.entry(stream, target))
+    }
+
     /// What the stream puts into the array of the stage-2 domain.
     #[inline]
     fn entries(&self, stream: Stream<'_>) -> StreamEntries {
         let Some(tag) = self.tag_entry(stream) else { return StreamEntries::new() };
-        if self.stages == Stages::Stage2 && self.ats != Ats::Full {
-            return StreamEntries::one(tag);
-        }
         let mut entries = StreamEntries::one(tag);
-        // There is room for all of them, and no two are alike.
-        let mut add = |entry: Entry| {
+        if self.stages == Stages::Stage2 && self.ats != Ats::Full {
+            return entries;
+        }
+        let cds = (self.stages == Stages::Nested)
+            .then(|| self.entry(stream, Target::NestedCds { stream: stream.id }));
+        for entry in [self.stage1_entry(stream), cds, self.atc_entry(stream)].into_iter().flatten() {
+            // There is room for all of them, and no two are alike.
             let _ = entries.add(entry);
-        };
-        let full = self.ats == Ats::Full;
-        let id = stream.id;
-        match self.stages {
-            Stages::Stage2 => add(self.entry(stream, Target::Ats { stream: id, substream: 0 })),
-            Stages::Abort | Stages::Bypass => {}
-            Stages::Nested => {
-                self.stage1_entry(stream).into_iter().for_each(&mut add);
-                add(self.entry(stream, Target::NestedCds { stream: id }));
-                // With split-stage ATS the device has IPAs, which every use translates anew.
-                if full {
-                    add(self.entry(stream, Target::AtsFull { stream: id }));
-                }
-            }
         }
         entries
     }

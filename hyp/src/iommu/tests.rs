@@ -354,3 +354,24 @@ fn a_linear_table_works_as_well() {
     machine.detach(0, 31).unwrap();
     assert_eq!(machine.pages.left, left);
 }
+
+#[test]
+fn a_replace_that_loses_the_smmu_keeps_both_domains() {
+    let mut machine = Machine::new();
+    let from = DomainHandle::Guest(guest(1));
+    let index = machine.iommu.reserve_domain().unwrap();
+    let to = DomainHandle::Created(machine.iommu.create_stage2(index, guest(1), table(0x7000_0000)).unwrap());
+    machine.attach(0, 8, from).unwrap();
+    machine.fake.with(0, |smmu| {
+        smmu.behaviour.hung = true;
+        smmu.behaviour.deaf = true;
+    });
+    let how = How { replace: true, ats: false };
+    let replaced = machine.iommu.attach(&machine.fake, 0, 8, to, how, &mut machine.pages);
+    assert_eq!(replaced, Err(Refused::Hardware));
+    assert_eq!(machine.iommu.describe(0).unwrap().0.condition, Condition::Lost);
+    assert!(!machine.is_idle(GUEST_INDEX) && !machine.is_idle(index), "the SMMU may walk the tables of both");
+    for domain in [from, to] {
+        assert_eq!(machine.iommu.destroy_domain(domain), Err(Refused::Busy));
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::View;
 use super::tags::Holder;
-use crate::record::Domain;
+use crate::record::{Attached, Domain};
 
 /// What a stream is translated by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) enum By {
         vsmmu: Option<u64>,
         /// The call asked for ATS.
         ats: bool,
+        /// It may be off nevertheless.
+        may_lack_ats: bool,
     },
     /// The driver of the emulated SMMU.
     Driver,
@@ -52,7 +54,8 @@ impl View<'_> {
                 Some(Domain::Nested { words, .. }) => Some(*words),
                 _ => None,
             };
-            let by = By::Call { domain: attached.domain, vsmmu, ats: attached.ats };
+            let Attached { domain, ats, may_lack_ats } = *attached;
+            let by = By::Call { domain, vsmmu, ats, may_lack_ats };
             return Some(Standing { by, stage2, nested });
         }
         let words = self.bench.driven(smmu).streams.get(&stream).copied()?;

@@ -142,7 +142,8 @@ fn check_attached(
     check_fixed(&raw)?;
     check_stage1(view, smmu, &raw, translates)?;
     let wanted = wanted_eats(view, smmu, stream, standing, translates);
-    if decoded.eats != wanted {
+    let may_lack_ats = matches!(standing.by, By::Call { may_lack_ats: true, .. });
+    if decoded.eats != wanted && !(may_lack_ats && decoded.eats == Eats::Off) {
         return Err(format!("ATS is {:?}, and should be {wanted:?}", decoded.eats));
     }
     let known = configs.entry(stage2).or_default();

@@ -9,9 +9,9 @@ use tests::model::device::Dma;
 use tests::model::smmu::Fault;
 use tests::model::smmu::ats::AtsReply;
 use tests::model::smmu::config::SmmuConfig;
-use tests::nest::Nest;
+use tests::nest::{ARENA, Nest};
 use tests::oracle;
-use tests::owner::EATS;
+use tests::owner::{EATS, Stage1};
 
 const ATS: SmmuConfig = SmmuConfig::qemu().with_ats().ssid_bits(4).atc_timeout(50_000);
 const VALUE: u64 = 0x005e_c2e7;
@@ -247,7 +247,7 @@ fn what_an_atc_kept_is_gone_before_ats_is_on_again() {
     assert_eq!(through_atc(&bench, page), Some(page));
     bench.attach_with(0, 0, domain, attach::ATS | attach::REPLACE).unwrap();
     assert_eq!(through_atc(&bench, page), None);
-    assert_eq!(through_atc(&bench, tests::nest::ARENA), Some(SCRATCH + 33 * 0x1000));
+    assert_eq!(through_atc(&bench, ARENA), Some(SCRATCH + 33 * 0x1000));
     good(&bench, "replaced");
 }
 
@@ -297,4 +297,90 @@ fn an_atc_that_does_not_answer_fails_the_operation_and_no_more() {
         assert!(bench.machine().smmus[0].translating());
     }
     oracle::check_state(&bench).unwrap();
+}
+
+/// A device behind SMMU 0 that does not answer while `call` is made, however often it is asked.
+fn while_silent<T>(bench: &Bench, call: impl FnOnce() -> T) -> T {
+    let stream = bench.devices[0][0].stream;
+    bench.machine().smmus[0].atc.silent.insert(stream);
+    let result = call();
+    let smmu = &mut bench.machine().smmus[0];
+    smmu.atc.silent.remove(&stream);
+    // The way back forgets an STE once more than memory shows that it must.
+    smmu.needless.clear();
+    result
+}
+
+/// A machine where one device is trusted, and what asks it does not take long to give up.
+fn one_trusted() -> Bench {
+    boot(&Shape { relax_ns: 20_000, ..Shape::of(1, ATS).trusting(0, 0) })
+}
+
+#[test]
+fn a_silent_device_stays_in_its_domain_without_ats() {
+    let bench = one_trusted();
+    let guest = bench.guest().unwrap();
+    let [first, second] = [16, 32].map(|place| bench.guest_domain(guest, place, 8).unwrap());
+    bench.attach_with(0, 0, first, attach::ATS).unwrap();
+    let replace =
+        || bench.attach_with(0, 0, second, attach::ATS | attach::REPLACE).map_err(|(status, _)| status);
+    assert_eq!(while_silent(&bench, replace), Err(abi::Status::Hardware));
+    assert!(bench.machine().smmus[0].translating(), "the SMMU goes on");
+    assert_eq!(bench.attached_to(0, 0), Some(first));
+    let page = bench.query(first, ARENA);
+    assert!(page.is_some() && bench.dma(0, 0, ARENA) == page);
+    assert_eq!(through_atc(&bench, ARENA), None, "its requests abort");
+    good(&bench, "back");
+    // Neither domain is held by what failed.
+    for domain in [first, second] {
+        bench.unmap(domain, ARENA, 8 * bench.unit()).unwrap();
+    }
+    assert_eq!(bench.destroy(first), Err(abi::Status::Busy), "the stream is in it");
+    bench.destroy(second).unwrap();
+    bench.detach(0, 0).unwrap();
+    bench.destroy(first).unwrap();
+    good(&bench, "destroyed");
+    bench.attach_with(0, 0, guest, attach::ATS).unwrap();
+    good(&bench, "with ATS, now that it answers");
+}
+
+#[test]
+fn the_vsmmu_of_a_silent_device_gives_its_vmid_back_clean() {
+    let bench = one_trusted();
+    let guest = bench.guest().unwrap();
+    let parent = bench.guest_domain(guest, 16, Stage1::UNITS).unwrap();
+    let nest = bench.nest(0, parent, ARENA, 1).unwrap();
+    let [word0, word1] = nest.stage1.words();
+    let nested: Vec<u64> = (0..2).map(|_| bench.nested(nest.vsmmu, [word0, word1 | EATS]).unwrap()).collect();
+    bench.attach(0, 0, nested[0]).unwrap();
+    assert!(bench.dma(0, 0, nest.stage1.va(1)).is_some());
+    for other in [guest, nested[1]] {
+        let flags = if other == guest { attach::ATS | attach::REPLACE } else { attach::REPLACE };
+        let replace = || bench.attach_with(0, 0, other, flags).map_err(|(status, _)| status);
+        assert_eq!(while_silent(&bench, replace), Err(abi::Status::Hardware));
+        assert_eq!(bench.attached_to(0, 0), Some(nested[0]));
+        assert_eq!(bench.dma(0, 0, nest.stage1.va(1)), nest.page(&bench, 1));
+        good(&bench, "back");
+        // With ATS again, for the next round.
+        bench.detach(0, 0).unwrap();
+        bench.attach(0, 0, nested[0]).unwrap();
+    }
+    bench.detach(0, 0).unwrap();
+    for domain in nested {
+        bench.destroy(domain).unwrap();
+    }
+    for id in 0..2 {
+        bench.call(Function::VsmmuRemoveStream, [nest.vsmmu, id, 0, 0]).unwrap();
+    }
+    bench.call(Function::VsmmuDestroy, [nest.vsmmu, 0, 0, 0]).unwrap();
+    good(&bench, "destroyed");
+    // Who has the VMID next, with the same ASID.
+    let other = bench.guest().unwrap();
+    let parent = bench.guest_domain(other, 64, Stage1::UNITS).unwrap();
+    let theirs = bench.nest(0, parent, ARENA, 1).unwrap();
+    bench.attach(0, 1, theirs.domain(&bench).unwrap()).unwrap();
+    for n in 0..4 {
+        assert_eq!(bench.dma(0, 1, theirs.stage1.va(n)), theirs.page(&bench, n));
+    }
+    good(&bench, "used again");
 }

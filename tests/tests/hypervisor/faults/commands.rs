@@ -130,6 +130,43 @@ fn a_device_that_does_not_answer_an_atc_invalidation_of_any_call() {
     once(&World::shape(config).trusting(0, 0).trusting(1, 0).trusting(1, 1), Fault::NoAnswer);
 }
 
+/// The same for as long as the call goes on: what it did is undone without asking the devices.
+#[test]
+fn devices_that_do_not_answer_while_any_call_goes_on() {
+    let config = SmmuConfig::qemu().with_ats().ssid_bits(4).atc_timeout(50_000);
+    let shape = World::shape(config).trusting(0, 0).trusting(1, 0).trusting(1, 1);
+    let mut failures = 0;
+    for function in TABLE.iter().map(|call| call.function) {
+        for (name, arguments) in calls(function) {
+            let world = World::on(&shape, State::Busy);
+            let Some(arguments) = arguments(&world) else { continue };
+            let before = Snapshot::take(&world.bench).unwrap();
+            let streams: Vec<(usize, u32)> = [(0, 0), (1, 0), (1, 1)]
+                .map(|(smmu, n)| (smmu, world.bench.devices[smmu][n].stream))
+                .to_vec();
+            for (smmu, stream) in &streams {
+                world.bench.machine().smmus[*smmu].atc.silent.insert(*stream);
+            }
+            let start = world.bench.machine().now_ns;
+            let result = world.call(function, arguments);
+            let ns = world.bench.machine().now_ns - start;
+            for (smmu, stream) in &streams {
+                world.bench.machine().smmus[*smmu].atc.silent.remove(stream);
+            }
+            let name = format!("{function:?} {name}, silent devices");
+            assert!(world.bench.machine().smmus.iter().all(|smmu| smmu.translating()), "{name}: SMMUs go on");
+            if result.is_ok() {
+                oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
+                continue;
+            }
+            failures += 1;
+            assert_eq!(result.map_err(|(status, _)| status), Err(Status::Hardware), "{name}");
+            check_restored(&Outcome { name, world, before, result, ns, function, arguments });
+        }
+    }
+    assert!(failures > 5, "{failures} failures");
+}
+
 #[test]
 fn a_command_of_any_call_that_is_late() {
     let mut late = 0;
