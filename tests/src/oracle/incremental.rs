@@ -133,11 +133,12 @@ impl Incremental {
     /// Looks at pages of a range, and at those beside it.
     fn look_around(&self, bench: &Bench, start: u64, size: u64) -> Result<(), String> {
         let unit = bench.unit();
+        let view = View::of(bench, &self.owners);
         let (middle, end) = (start.wrapping_add(size / 2), start.wrapping_add(size));
         [start, middle & !(unit - 1), end.wrapping_sub(unit), start.wrapping_sub(unit), end]
             .into_iter()
             .filter(|page| bench.ram.contains(*page))
-            .try_for_each(|page| self.look_at_page(bench, page))
+            .try_for_each(|page| look_at_page(&view, page))
     }
 
     /// A step of a teardown gives pages back, and does nothing else to any.
@@ -155,43 +156,43 @@ impl Incremental {
         }
         Ok(())
     }
+}
 
-    /// What MEM_QUERY, the CPUs' stage 2 and the tables of memory domains say of a page.
-    fn look_at_page(&self, bench: &Bench, page: u64) -> Result<(), String> {
-        let known = self.owners.of(page);
-        let said = Owners::ask(bench, page)?;
-        if Some(said) != known {
-            return Err(format!("page {page:#x} is {said:x?}'s, and calls made it {known:x?}'s"));
-        }
-        let view = View::of(bench, &self.owners);
-        let mut machine = bench.machine();
-        let maps = |machine: &crate::model::Machine, config| {
-            let leaf = walk(&machine.memory, &config, page, None, &mut Vec::new(), &mut Vec::new());
-            leaf.ok().filter(|leaf| leaf.readable() && leaf.writable()).map(|leaf| leaf.translate(page))
-        };
-        let Some(stage2) = machine.cpu.stage2 else { return Err("the CPUs have no stage 2".into()) };
-        if maps(&machine, stage2) != view.maps(0, page) {
-            return Err(format!("the CPUs' stage 2 does not say of {page:#x} that it is {known:x?}'s"));
-        }
-        for smmu in 0..bench.devices.len() {
-            for stream in bench.devices[smmu].map(|device| device.stream) {
-                let Some(standing) = view.standing(smmu, stream) else { continue };
-                // Others map pages at addresses of their own.
-                if view.record.domain(standing.stage2).is_some() {
-                    continue;
-                }
-                let decoded = machine.decoded_in_memory(smmu, stream);
-                let Some(config) = decoded.and_then(|decoded| decoded.meaning.stage2()) else { continue };
-                if maps(&machine, config) != view.maps(standing.stage2, page) {
-                    let domain = standing.stage2;
-                    return Err(format!(
-                        "the table of domain {domain:#x} is wrong about {page:#x} of {known:x?}"
-                    ));
-                }
+/// What MEM_QUERY, the CPUs' stage 2 and the tables of memory domains say of a page.
+fn look_at_page(view: &View, page: u64) -> Result<(), String> {
+    let bench = view.bench;
+    let known = view.owners.of(page);
+    let said = Owners::ask(bench, page)?;
+    if Some(said) != known {
+        return Err(format!("page {page:#x} is {said:x?}'s, and calls made it {known:x?}'s"));
+    }
+    let mut machine = bench.machine();
+    let maps = |machine: &crate::model::Machine, config| {
+        let leaf = walk(&machine.memory, &config, page, None, &mut Vec::new(), &mut Vec::new());
+        leaf.ok().filter(|leaf| leaf.readable() && leaf.writable()).map(|leaf| leaf.translate(page))
+    };
+    let Some(stage2) = machine.cpu.stage2 else { return Err("the CPUs have no stage 2".into()) };
+    if maps(&machine, stage2) != view.maps(0, page) {
+        return Err(format!("the CPUs' stage 2 does not say of {page:#x} that it is {known:x?}'s"));
+    }
+    for smmu in 0..bench.devices.len() {
+        for stream in bench.devices[smmu].map(|device| device.stream) {
+            let Some(standing) = view.standing(smmu, stream) else { continue };
+            // Others map pages at addresses of their own.
+            if view.record.domain(standing.stage2).is_some() {
+                continue;
+            }
+            let decoded = machine.decoded_in_memory(smmu, stream);
+            let Some(config) = decoded.and_then(|decoded| decoded.meaning.stage2()) else { continue };
+            if maps(&machine, config) != view.maps(standing.stage2, page) {
+                let domain = standing.stage2;
+                return Err(format!(
+                    "the table of domain {domain:#x} is wrong about {page:#x} of {known:x?}"
+                ));
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// With whom MEM_QUERY says that a page is shared, whose recipient was this.
