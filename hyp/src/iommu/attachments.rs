@@ -466,12 +466,14 @@ impl Side {
     }
 
     /// The entry for what stage 1 is combined with in the IOTLB, under that tag.
+    #[inline]
     fn stage1_entry(&self, stream: Stream<'_>) -> Option<Entry> {
         let vmid = self.vmid;
         (self.stages == Stages::Nested).then(|| self.entry(stream, Target::S2VmidS1Clear { vmid }))
     }
 
     /// The entry for the ATC of the device. With split-stage ATS that has IPAs, which every use translates anew.
+    #[inline]
     fn atc_entry(&self, stream: Stream<'_>) -> Option<Entry> {
         let target = match (self.ats, self.stages) {
             (Ats::Full, Stages::Stage2) => Target::Ats { stream: stream.id, substream: 0 },
@@ -484,13 +486,19 @@ impl Side {
     /// What the stream puts into the array of the stage-2 domain.
     #[inline]
     fn entries(&self, stream: Stream<'_>) -> StreamEntries {
-        let Some(tag) = self.tag_entry(stream) else { return StreamEntries::new() };
-        let mut entries = StreamEntries::one(tag);
-        if self.stages == Stages::Stage2 && self.ats != Ats::Full {
-            return entries;
+        match self.tag_entry(stream) {
+            None => StreamEntries::new(),
+            Some(tag) if self.stages == Stages::Stage2 && self.ats != Ats::Full => StreamEntries::one(tag),
+            Some(tag) => self.entries_besides(stream, tag),
         }
+    }
+
+    /// The same, where there is more than the tag.
+    #[inline(never)]
+    fn entries_besides(&self, stream: Stream<'_>, tag: Entry) -> StreamEntries {
         let cds = (self.stages == Stages::Nested)
             .then(|| self.entry(stream, Target::NestedCds { stream: stream.id }));
+        let mut entries = StreamEntries::one(tag);
         for entry in [self.stage1_entry(stream), cds, self.atc_entry(stream)].into_iter().flatten() {
             // There is room for all of them, and no two are alike.
             let _ = entries.add(entry);
