@@ -74,6 +74,19 @@ impl Bench {
         self.attach_with(smmu, device, domain, attach::REPLACE).map_err(|(status, _)| status)
     }
 
+    /// Makes a call while these devices (SMMU, device) do not answer ATC invalidations, however often they are asked.
+    pub fn while_silent<T>(&self, devices: &[(usize, usize)], call: impl FnOnce() -> T) -> T {
+        let stream = |&(smmu, device): &(usize, usize)| (smmu, self.devices[smmu][device].stream);
+        for (smmu, stream) in devices.iter().map(stream) {
+            self.machine().smmus[smmu].atc.silent.insert(stream);
+        }
+        let result = call();
+        for (smmu, stream) in devices.iter().map(stream) {
+            self.machine().smmus[smmu].atc.silent.remove(&stream);
+        }
+        result
+    }
+
     /// The domain that a device is attached to.
     pub fn attached_to(&self, smmu: usize, device: usize) -> Option<u64> {
         let stream = u64::from(self.devices[smmu][device].stream);

@@ -9,7 +9,7 @@ use super::support::{
 use super::{Check, Outcome, Stop};
 use crate::call::{Calls, DomainCalls, VsmmuCalls};
 use crate::host::{Device, Dma, Host};
-use crate::stage1::{Idle, Stage1, StreamOptions};
+use crate::stage1::{DomainId, Idle, Stage1, StreamOptions};
 use crate::{fail, text};
 use abi::{DomainHandle, Status, VsmmuHandle};
 use smmuv3::address::PhysAddr;
@@ -123,6 +123,27 @@ fn store_descriptor<H: Host>(host: &H, table: u64, descriptor: &ContextDescripto
     Ok(())
 }
 
+/// Attaches a stream to a stage-1 domain, and answers the descriptor that it has there.
+fn attach_for_descriptor<H: Host>(
+    stage1: &mut Stage1<'_, H>,
+    domain: DomainId,
+    smmu: usize,
+    id: u32,
+) -> Result<ContextDescriptor, Stop> {
+    done("adding a stream", stage1.add_stream(smmu, id, StreamOptions::default()))?;
+    done("attach to a stage-1 domain", stage1.attach(smmu, id, 0, domain))?;
+    match done("a context descriptor", stage1.context(domain, smmu))? {
+        Some(descriptor) => Ok(descriptor),
+        None => fail!("no ASID behind SMMU {smmu} with a stream attached"),
+    }
+}
+
+/// Takes such a stream out again.
+fn leave<H: Host>(stage1: &mut Stage1<'_, H>, smmu: usize, id: u32) -> Result<(), Stop> {
+    done("detach from a stage-1 domain", stage1.detach(smmu, id, 0, Idle::Aborts))?;
+    done("removing a stream", stage1.remove_stream(smmu, id))
+}
+
 fn descriptor<H: Host>(host: &H) -> Outcome {
     super::errands::delayed_devices(host)?;
     let mut stage1 = start_stage1(host)?;
@@ -135,11 +156,7 @@ fn descriptor<H: Host>(host: &H) -> Outcome {
     for smmu in 0..host.smmus() {
         // The delayed device keeps the domain's ASID in use, so that the immediate one can have a descriptor in memory of the check's.
         let Some(id) = host.stream(smmu, Device::Delayed) else { continue };
-        done("adding a stream", stage1.add_stream(smmu, id, StreamOptions::default()))?;
-        done("attach to a stage-1 domain", stage1.attach(smmu, id, 0, domain))?;
-        let Some(descriptor) = done("a context descriptor", stage1.context(domain, smmu))? else {
-            fail!("no ASID behind SMMU {smmu} with a stream attached");
-        };
+        let descriptor = attach_for_descriptor(&mut stage1, domain, smmu, id)?;
         store_descriptor(host, table, &descriptor)?;
         let by_hand = ByHand::attach(host, &stage1, smmu, table)?;
         dma_at(host, smmu, IOVA, memory, Dma::Landed, "by a descriptor of the check's")?;
@@ -156,8 +173,7 @@ fn descriptor<H: Host>(host: &H) -> Outcome {
         dma_at(host, smmu, IOVA, memory, Dma::Landed, "with a new descriptor")?;
         by_hand.detach()?;
         dma_at(host, smmu, IOVA, memory, Dma::Faulted, "detached")?;
-        done("detach from a stage-1 domain", stage1.detach(smmu, id, 0, Idle::Aborts))?;
-        done("removing a stream", stage1.remove_stream(smmu, id))?;
+        leave(&mut stage1, smmu, id)?;
         tried += 1;
     }
     done("end of a stage-1 domain", stage1.destroy(domain))?;
@@ -180,13 +196,8 @@ fn away<H: Host>(host: &H) -> Outcome {
     for smmu in 0..host.smmus() {
         // The descriptor of another device, which then goes: its ASID is flushed with it, and the check's is another.
         let Some(id) = host.stream(smmu, Device::Delayed) else { continue };
-        done("adding a stream", stage1.add_stream(smmu, id, StreamOptions::default()))?;
-        done("attach to a stage-1 domain", stage1.attach(smmu, id, 0, domain))?;
-        let Some(mut descriptor) = done("a context descriptor", stage1.context(domain, smmu))? else {
-            fail!("no ASID behind SMMU {smmu} with a stream attached");
-        };
-        done("detach from a stage-1 domain", stage1.detach(smmu, id, 0, Idle::Aborts))?;
-        done("removing a stream", stage1.remove_stream(smmu, id))?;
+        let mut descriptor = attach_for_descriptor(&mut stage1, domain, smmu, id)?;
+        leave(&mut stage1, smmu, id)?;
         descriptor.0[0] ^= 0x80 << 48;
         store_descriptor(host, table, &descriptor)?;
         let by_hand = ByHand::attach(host, &stage1, smmu, table)?;
