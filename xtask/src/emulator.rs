@@ -25,7 +25,7 @@ pub const HYPERVISOR_ADDRESS: u64 = map::RAM_START + 0x0020_0000;
 const KERNEL_ADDRESS: u64 = map::RAM_START + 0x0400_0000;
 
 /// How long QEMU may take to leave after the guest's outcome.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(30);
 /// The same where each instruction of EL2 is logged, of which it needs more than a million to leave.
 const GRACE_WITH_LOG: Duration = Duration::from_secs(120);
 
@@ -107,6 +107,9 @@ impl Record {
             }
             Outcome::Said { pass: false } => format!("the guest says: fail; its log is {log}"),
             Outcome::Silent => format!("the machine stopped without an outcome; its log is {log}"),
+            Outcome::Hung if self.console.outcome().is_some() => {
+                format!("the guest said its outcome, and the machine did not go off; its log is {log}")
+            }
             Outcome::Hung if self.elapsed < timeout => {
                 format!("the guest was ended because it said nothing any more; its log is {log}")
             }
