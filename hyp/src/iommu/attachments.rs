@@ -363,13 +363,13 @@ impl Iommu {
         last.map_or(Ok(()), |entry| stream.device.run(p, &[entry.flush()]))
     }
 
-    /// Goes back to `from`. What fails at first succeeds once the SMMU is dead. It is told to forget the STE in any case: memory may say what it
-    /// should while what the SMMU has cached does not. Where a device that has ATS does not answer, the stream goes back without ATS, for which
-    /// nothing need be asked of the device.
+    /// Goes back to `from`. The SMMU is told to forget the STE in any case: memory may say what it should while what the SMMU has cached does
+    /// not. Where a device that has ATS does not answer twice, the stream goes back without ATS, for which nothing need be asked of the
+    /// device. That takes three tries at most: the SMMU survives one refused command, and takes anything once it is dead.
     ///
-    /// If that fails too the SMMU is lost, and either side may be in use: the stream counts as on the new one, what either side put into an
-    /// array stays there, so that what the domains take away is not taken for forgotten, and the old domain keeps its count of streams, so that
-    /// neither it nor the vSMMU that it is nested on comes to an end, and no table or tag is used again.
+    /// So only an SMMU that is lost is left, and by it either side may be in use: the stream counts as on the new one, what either side put
+    /// into an array stays there, so that what the domains take away is not taken for forgotten, and the old domain keeps its count of streams,
+    /// so that neither it nor the vSMMU that it is nested on comes to an end, and no table or tag is used again.
     #[cold]
     #[inline(never)]
     fn undo<P: Platform>(
@@ -389,10 +389,11 @@ impl Iommu {
         if back(from).or_else(|_| back(from)).is_ok() {
             return Ok(());
         }
-        if let Some(from) = from.filter(|from| from.ats != Ats::Off)
-            && back(Some(&Side { ats: Ats::Off, ..*from })).is_ok()
-        {
-            if let Some(atc) = from.atc_entry(stream) {
+        let quiet = from.map(|from| Side { ats: Ats::Off, ..*from });
+        if (0..3).any(|_| back(quiet.as_ref()).is_ok()) {
+            if let Some(from) = from
+                && let Some(atc) = from.atc_entry(stream)
+            {
                 self.drop_entries(p, registry, stream, from, &StreamEntries::one(atc), pages);
             }
             return Ok(());
