@@ -108,6 +108,8 @@ pub struct Ownership {
     /// Where devices write MSIs: in every I/O table.
     doorbells: host_stage2::Doorbells,
     quarantined_pages: u64,
+    /// Pages count as shared with a guest whose table lacks them, and caches may not.
+    has_half_ended_shares: bool,
     host_table_pages: u64,
     guest_table_pages: u64,
     ending: bool,
@@ -160,6 +162,7 @@ impl Ownership {
             holds: hold::Holds::new(),
             doorbells: host_stage2::Doorbells::new(),
             quarantined_pages: 0,
+            has_half_ended_shares: false,
             host_table_pages: 0,
             guest_table_pages: 0,
             ending: false,

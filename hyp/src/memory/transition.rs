@@ -224,7 +224,8 @@ impl Ownership {
     /// * `WrongState`: a unit is not in the state that the change starts from.
     /// * `NoMemory`: the pool has not enough pages for tables.
     /// * `Busy`: the machine is being reset or turned off, or the guest is being taken apart.
-    /// * `Hardware`: an SMMU failed. The old state is restored, or the range is quarantined and counted.
+    /// * `Hardware`: an SMMU failed. The old state is restored, or the range is quarantined and counted; or, without a table for either, the host
+    ///   keeps its pages, which count as shared while the guest's table lacks them, until an `Unshare` succeeds.
     #[inline]
     pub fn change<P: Platform, I: IoCaches>(
         &mut self,
@@ -325,8 +326,8 @@ impl Ownership {
             let left = reserves.io.left();
             cleared = io.unmap(p, &mut reserves.io, &mut NoBreak, range, &mut gather).is_ok();
             self.count_io_tables(*domain, (left - reserves.io.left()) as u64);
-            if cleared && gather.is_empty() {
-                // A share that could not be ended before: the descriptors are gone, but not from every cache.
+            if cleared && self.has_half_ended_shares {
+                // Perhaps of this range, or of a part of it: what was unmapped just now does not say.
                 gather.add_structural(range.start().0, range.size_bytes());
             }
         }
@@ -483,17 +484,11 @@ impl Ownership {
         }
         // A share that could not be ended: a device of the guest may still reach the host's own page.
         if matches!(change, Change::Unshare(_)) {
-            let mut gather = Gather::new();
-            let mut pages = Direct::new(cx.platform, cx.pool, self.io_order);
-            let range = run.range();
-            if self.io.unmap(cx.platform, &mut pages, &mut NoBreak, range, &mut gather).is_err() {
-                // Without a table for the split the host keeps the page, still shared.
+            if !self.take_from_host(cx, run.range()) {
+                // Without a table for a split the host keeps the page, still shared.
+                self.has_half_ended_shares = true;
                 return Status::Hardware.into();
             }
-            self.count_io_tables(HOST, pages.taken);
-            let cpu = self.cpu;
-            self.drop_from_cpu(cx, &cpu, range);
-            self.retire_tables(cx, HOST, gather);
         }
         if let Some(Space::Guest(guest)) = change.loses() {
             self.guests.lost(guest, run.units());
@@ -504,19 +499,45 @@ impl Ownership {
         Status::Hardware.into()
     }
 
+    /// Takes pages of the host's own away from its CPUs and devices. `false`, and nothing is changed, if there is no table for a split.
+    #[cold]
+    fn take_from_host<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, range: PhysRange) -> bool {
+        let cpu = self.cpu;
+        if !self.drop_from_cpu(cx, &cpu, range) {
+            return false;
+        }
+        let mut gather = Gather::new();
+        let mut pages = Direct::new(cx.platform, cx.pool, self.io_order);
+        let unmapped = self.io.unmap(cx.platform, &mut pages, &mut NoBreak, range, &mut gather).is_ok();
+        self.count_io_tables(HOST, pages.taken);
+        if unmapped {
+            self.retire_tables(cx, HOST, gather);
+            return true;
+        }
+        // The table that the CPUs' leaf was in is there, or was given back just now.
+        let mut pages = Direct::undoing(cx.platform, cx.pool, CPU_ORDER);
+        let stage2 = &mut BreakHost(cx.platform);
+        let _ = cpu.map(cx.platform, &mut pages, stage2, range, range.start(), HOST_RAM, false, &mut gather);
+        self.host_table_pages += pages.taken;
+        false
+    }
+
+    /// Takes a range away from the CPUs. `false`, and nothing is changed, if there is no table for a split.
     #[cold]
     fn drop_from_cpu<P: Platform, I: IoCaches>(
         &mut self,
         cx: &Context<'_, P, I>,
         cpu: &PageTable,
         range: PhysRange,
-    ) {
+    ) -> bool {
         let mut gather = Gather::new();
         let mut pages = Direct::new(cx.platform, cx.pool, CPU_ORDER);
-        let _ = cpu.unmap(cx.platform, &mut pages, &mut BreakHost(cx.platform), range, &mut gather);
+        let unmapped =
+            cpu.unmap(cx.platform, &mut pages, &mut BreakHost(cx.platform), range, &mut gather).is_ok();
         self.host_table_pages += pages.taken;
         cx.platform.invalidate_host_stage2(range);
         self.give_freed(cx, CPU_ORDER, HOST, &mut gather);
+        unmapped
     }
 
     /// Gives the tables back that no cache holds any more.

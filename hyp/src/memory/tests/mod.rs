@@ -323,25 +323,56 @@ fn what_cannot_be_restored_is_quarantined_and_counted() {
     assert_eq!(world.owner(block.start().0), (Owner::Host, None));
 }
 
-#[test]
-fn a_share_that_cannot_be_ended_takes_the_page_from_the_host_too() {
-    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
+/// A world where a page is shared with a guest that has no other of its block, and the share could neither be ended nor restored: its table was
+/// emptied and lost, and the pool has no other. What was taken from the pool.
+fn with_half_ended_share(blocks: Blocks) -> (World, GuestHandle, PhysRange, std::vec::Vec<PhysRange>) {
+    let mut world = World::new(Granule::Size4K, blocks);
     let guest = world.guest();
-    let page = range(RAM + 4 * BLOCK, PAGE);
+    let page = range(RAM + 5 * BLOCK - PAGE, PAGE);
     let with = Recipient::Guest(guest);
     world.change(Change::Share(with), page).unwrap();
+    // The tables above have something to lead to.
+    world.change(Change::Share(with), range(RAM + 7 * BLOCK, PAGE)).unwrap();
     let mut taken = std::vec::Vec::new();
     while let Ok(run) = world.pool.take_kept(&world.p, 0) {
-        taken.push(run);
+        taken.push(range(run.0, PAGE));
     }
-    // The guest's only leaf there: its table is emptied and lost, so the share cannot be restored. The host's block
-    // cannot be split without tables either: then all stays as it is, and nothing of the host's is lost.
     world.p.fail_next(3);
     assert_eq!(world.change(Change::Unshare(with), page), Err(Status::Hardware.into()));
     world.p.fail_next(0);
-    assert_eq!(world.owner(page.start().0), (Owner::Host, Some(with)));
-    assert_eq!(world.reach(guest, page.start().0), HOST);
-    assert_eq!(world.change(Change::Donate(guest), page), Err(Status::WrongState.into()));
+    (world, guest, page, taken)
+}
+
+#[test]
+fn a_share_that_cannot_be_ended_takes_the_page_from_the_host_too() {
+    // The host's blocks cannot be split without tables either, those of its CPUs or those of its devices: then all stays as it is, and nothing of
+    // the host's is lost.
+    for blocks in [Blocks::InPlace, Blocks::Never] {
+        let (mut world, guest, page, _) = with_half_ended_share(blocks);
+        assert_eq!(world.owner(page.start().0), (Owner::Host, Some(Recipient::Guest(guest))), "{blocks:?}");
+        assert_eq!(world.reach(guest, page.start().0), HOST, "{blocks:?}");
+        assert_eq!(world.change(Change::Donate(guest), page), Err(Status::WrongState.into()));
+    }
+}
+
+#[test]
+fn a_share_that_could_not_be_ended_is_forgotten_with_whatever_range_it_ends_in() {
+    let (mut world, guest, page, taken) = with_half_ended_share(Blocks::InPlace);
+    for run in taken {
+        world.pool.give(&world.p, run.start(), 0);
+    }
+    let with = Recipient::Guest(guest);
+    let next = range(page.start().0 + PAGE, PAGE);
+    world.change(Change::Share(with), next).unwrap();
+    world.p.did();
+    let both = range(page.start().0, 2 * PAGE);
+    world.change(Change::Unshare(with), both).unwrap();
+    let covers = |did: &Did| {
+        matches!(did, Did::Forget(domain, first, last)
+            if *domain != crate::iommu::HOST && *first <= both.start().0 && both.last().0 <= *last)
+    };
+    let did = world.p.did();
+    assert!(did.iter().any(covers), "{did:?}");
 }
 
 #[test]
