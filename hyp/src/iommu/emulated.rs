@@ -206,9 +206,9 @@ impl Iommu {
     }
 }
 
-/// Whether a command of a driver is about a stream.
+/// Whether a command of a driver, or of a vSMMU's owner, is about a stream.
 #[inline]
-const fn names_stream(command: &Command) -> bool {
+pub(super) const fn names_stream(command: &Command) -> bool {
     matches!(command.opcode(), opcode::CFGI_CD | opcode::CFGI_CD_ALL | opcode::ATC_INV)
 }
 

@@ -7,6 +7,7 @@ use smmuv3::features::{Features, IdRegisters};
 use smmuv3::ste::{Ats, Stage1Claim};
 use smmuv3::vsmmu::{self, VsmmuLimits};
 
+use super::emulated::names_stream;
 use super::registry::{Kind, VsmmuStream};
 use super::sorted_map::InsertError;
 use super::{Iommu, Refused, can_walk};
@@ -224,7 +225,8 @@ impl Iommu {
         Ok(VirtualStream { stream, domain })
     }
 
-    /// Sends invalidations of a vSMMU's owner, and returns when they are complete. None is sent unless all are legal.
+    /// Sends invalidations of a vSMMU's owner, and returns when they are complete. None is sent unless all are legal. Those about a stream that is in
+    /// no nested domain of the vSMMU are left out: nothing is cached of what they are about, and the stream may be another principal's.
     ///
     /// # Errors
     /// [`Refused::UnknownVsmmu`]; [`Refused::Illegal`] with the index of the first command that is not; [`Refused::Hardware`].
@@ -240,11 +242,17 @@ impl Iommu {
         let most_ats = self.most_ats(usize::from(found.smmu), &device.features);
         let limits = VsmmuLimits::new(&device.features, most_ats);
         let lookup = |id: u32| found.streams.get(p, u64::from(id)).map(|stream| stream as u32);
-        let mut to_devices = false;
+        let (mut to_streams, mut to_devices) = (false, false);
         for (index, command) in (0..).zip(claimed.iter_mut()) {
             *command = vsmmu::check(*command, &limits, found.vmid, lookup)
                 .map_err(|_| Refused::Illegal { index })?;
+            to_streams |= names_stream(command);
             to_devices |= command.opcode() == opcode::ATC_INV;
+        }
+        if to_streams {
+            let known = |command: &Command| registry.vsmmu_stream(p, found.smmu, command.stream());
+            let is_nested = |command: &Command| known(command).is_some_and(|known| known.domain().is_some());
+            claimed.retain(|command| !names_stream(command) || is_nested(command));
         }
         // An ATC invalidation must not reach a device that has left meanwhile. Any other command is at worst not needed any
         // more when it gets to the SMMU, and nobody who attaches has to wait for it.
@@ -277,5 +285,18 @@ impl OwnerCommands {
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut Command> {
         self.commands.iter_mut().take(self.count)
+    }
+
+    /// Leaves out what is not wanted.
+    fn retain(&mut self, wanted: impl Fn(&Command) -> bool) {
+        let mut count = 0;
+        for index in 0..self.count {
+            let Some(command) = self.commands.get(index).copied().filter(&wanted) else { continue };
+            if let Some(place) = self.commands.get_mut(count) {
+                *place = command;
+            }
+            count += 1;
+        }
+        self.count = count;
     }
 }

@@ -282,6 +282,28 @@ fn words_that_are_not_the_owners_are_refused() {
     good(&bench, "refused");
 }
 
+/// CFGI_CD and CFGI_CD_ALL (4.3.3, 4.3.4), and ATC_INV (4.5.1).
+#[test]
+fn commands_about_a_stream_that_another_principal_has_are_left_out() {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu().with_ats().ssid_bits(4)));
+    let guest = bench.guest().unwrap();
+    let nest = bench.nest(0, 0, SCRATCH, 1).unwrap();
+    let domain = nest.domain(&bench).unwrap();
+    let tell = || {
+        let count = |opcode| bench.machine().smmus[0].count(opcode);
+        let before = [0x05, 0x06, 0x40].map(count);
+        bench.invalidate(nest.vsmmu, &[[0x05, 1], [0x06, 0], [0x40, 52], [0x46, 0]]).unwrap();
+        let after = [0x05, 0x06, 0x40].map(count);
+        [0, 1, 2].map(|n| after[n] - before[n])
+    };
+    bench.attach(0, 0, guest).unwrap();
+    assert_eq!(tell(), [0; 3], "the guest has it");
+    bench.detach(0, 0).unwrap();
+    assert_eq!(tell(), [0; 3], "nobody has it");
+    bench.attach(0, 0, domain).unwrap();
+    assert_eq!(tell(), [1; 3], "the control");
+}
+
 #[test]
 fn a_nested_domain_is_for_streams_of_its_vsmmu() {
     let qemu = kinds()[0];
