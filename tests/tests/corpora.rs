@@ -51,6 +51,7 @@ macro_rules! targets {
 targets! {
     devicetree
     emulated_smmu
+    faults
     host
     hypercalls
     invalidation_array

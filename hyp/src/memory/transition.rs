@@ -483,12 +483,10 @@ impl Ownership {
             return Status::Hardware.into();
         }
         // A share that could not be ended: a device of the guest may still reach the host's own page.
-        if matches!(change, Change::Unshare(_)) {
-            if !self.take_from_host(cx, run.range()) {
-                // Without a table for a split the host keeps the page, still shared.
-                self.has_half_ended_shares = true;
-                return Status::Hardware.into();
-            }
+        if matches!(change, Change::Unshare(_)) && !self.take_from_host(cx, run.range()) {
+            // Without a table for a split the host keeps the page, still shared.
+            self.has_half_ended_shares = true;
+            return Status::Hardware.into();
         }
         if let Some(Space::Guest(guest)) = change.loses() {
             self.guests.lost(guest, run.units());

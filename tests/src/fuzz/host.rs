@@ -12,10 +12,13 @@ use host_shim::hostile::{Action, Knowledge, Outcome, steps};
 /// An entry of EL2 touches memory, registers and pages to be wiped less often than this.
 const MOST_ACCESSES: u64 = 20_000;
 
+/// The SMMU and the device that is trusted.
+pub(super) const TRUSTED: (usize, usize) = (1, 0);
+
 /// Two SMMUs, of which one has ATS, SubstreamIDs, and a device that is trusted.
-fn machine() -> Bench {
+pub(super) fn machine() -> Bench {
     let able = SmmuConfig::qemu().with_ats().ssid_bits(4);
-    let shape = Shape::mixed(&[SmmuConfig::qemu(), able]).trusting(1, 0).small();
+    let shape = Shape::mixed(&[SmmuConfig::qemu(), able]).trusting(TRUSTED.0, TRUSTED.1).small();
     Bench::boot(&shape).unwrap_or_else(|error| panic!("the machine does not boot: {error}"))
 }
 

@@ -2,8 +2,10 @@
 //!
 //! `fuzz/` makes a program of libFuzzer's of each. `tests/tests/corpora.rs` runs each with the inputs that are kept.
 
+mod faults;
 mod host;
 
+pub use faults::faults;
 pub use host::{host, hypercalls};
 pub use hyp::fuzzing::{devicetree, emulated_smmu, its, pci_buses, redistributors};
 pub use smmuv3::fuzzing::{invalidation_array, owner_commands, page_tables, ranges};
@@ -15,6 +17,7 @@ pub type Target = fn(&[u8]);
 pub const TARGETS: &[(&str, Target)] = &[
     ("devicetree", devicetree),
     ("emulated_smmu", emulated_smmu),
+    ("faults", faults),
     ("host", host),
     ("hypercalls", hypercalls),
     ("invalidation_array", invalidation_array),
