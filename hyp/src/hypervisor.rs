@@ -336,9 +336,7 @@ impl<P: Platform> Hypervisor<P> {
             let mut streams = self.streams.lock();
             for _ in 0..DETACHES_PER_STEP {
                 let Some(stream) = streams.pop() else { break };
-                // An SMMU that fails is turned off; one that does not even let itself be turned off cannot be helped.
-                let pages = &mut self.pages();
-                let _ = self.iommu.detach(&self.platform, stream.smmu, stream.stream, pages);
+                self.detach_at_end(&stream);
             }
             if !streams.is_empty() {
                 return Progress::Again;
@@ -347,6 +345,16 @@ impl<P: Platform> Hypervisor<P> {
         let mut memory = self.memory.lock();
         memory.begin_end();
         memory.wipe_step(&self.platform)
+    }
+
+    /// Detaches a stream of a guest for good. A command that is refused leaves the stream where it was, and the SMMU goes on: then it is tried
+    /// once more, and an SMMU that fails again is off, or is turned off. One that does not let itself be turned off cannot be helped.
+    fn detach_at_end(&self, stream: &GuestStream) {
+        let GuestStream { smmu, stream, .. } = *stream;
+        let detach = || self.iommu.detach(&self.platform, smmu, stream, &mut self.pages());
+        if detach().or_else(|_| detach()).is_err() {
+            self.iommu.set().shut_down(&self.platform, smmu);
+        }
     }
 
     /// Whether the machine is being reset or turned off.

@@ -340,6 +340,17 @@ impl Set {
         self.get(index).is_some_and(|smmu| smmu.driver_events.lock().take_overflow())
     }
 
+    /// Turns an SMMU that is on off for good: every transaction aborts.
+    #[cold]
+    pub(crate) fn shut_down<P: Platform>(&self, p: &P, index: usize) {
+        if let Some(smmu) = self.get(index) {
+            let mut commands = smmu.commands.lock();
+            if commands.condition == Condition::Running {
+                commands.shut_down(p);
+            }
+        }
+    }
+
     /// Takes the oldest event out of the ring, and how many were lost since the last call that took one.
     pub fn take_event(&self) -> Option<(RecordedEvent, u64)> {
         self.ring.lock().take()

@@ -55,3 +55,32 @@ fn pages_of_a_failed_reclaim_are_wiped_too() {
     end(&bench);
     assert_eq!(bench.machine().memory.read(pages[5] + 0x800), Some(0));
 }
+
+/// A command that an SMMU refuses once fails the detach and leaves the stream where it was. At the end nobody is there to try again, and
+/// the memory is wiped next: a device that still reaches it could write back what it knows.
+#[test]
+fn a_refused_command_leaves_no_stream_attached() {
+    for after in 0..6 {
+        let (bench, pages) = with_secrets();
+        let page = pages[3];
+        assert!((0..3).all(|smmu| bench.reaches(smmu, 1, page)), "the control");
+        bench.machine().smmus[1].arm(after, Fault::Illegal);
+        end(&bench);
+        for smmu in 0..3 {
+            assert!(!bench.reaches(smmu, 1, page), "behind SMMU {smmu}, command {after} refused");
+        }
+        assert_eq!(bench.machine().memory.read(page + 0x800), Some(0));
+        assert_eq!(bench.machine().violations.take(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn an_smmu_that_refuses_every_command_is_turned_off() {
+    for fault in [Fault::IllegalForever, Fault::Stuck] {
+        let (bench, pages) = with_secrets();
+        bench.machine().smmus[1].arm(0, fault);
+        end(&bench);
+        assert!(bench.machine().smmus[1].aborting());
+        (0..3).for_each(|smmu| assert!(!bench.reaches(smmu, 1, pages[3]), "behind SMMU {smmu}"));
+    }
+}
