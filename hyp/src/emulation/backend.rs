@@ -96,7 +96,7 @@ pub trait Backend {
     fn hosts_stream(&self, stream: u32) -> Option<u32>;
 
     /// Makes an STE of the host's what its stream does from now on: words 0 and 1, `None` for none or one with V = 0. The change is hitless
-    /// where it can be, and the SMMU has forgotten the old entry on return. What already is so costs little.
+    /// where it can be, and on return the SMMU has forgotten the old entry and all CDs that it read by it. What already is so costs little.
     ///
     /// # Errors
     /// [`SetStreamError`].

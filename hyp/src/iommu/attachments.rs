@@ -568,7 +568,7 @@ impl Registry {
 
     /// The STE of a side. A side's domain is there; were it not, the stream would abort.
     #[inline]
-    fn entry_of(&self, side: &Side) -> StreamTableEntry {
+    pub(super) fn entry_of(&self, side: &Side) -> StreamTableEntry {
         let (Ok(table), Ok(domain)) = (self.stage2_table(side.stage2.0), self.domain(side.domain)) else {
             return StreamTableEntry::ABORT;
         };

@@ -7,6 +7,7 @@
 use abi::Principal;
 use smmuv3::command::{Command, opcode};
 use smmuv3::features::IdRegisters;
+use smmuv3::invalidation;
 use smmuv3::ste::{Ats, Stage1Claim, Stage1Config};
 use smmuv3::vsmmu::VsmmuLimits;
 
@@ -73,7 +74,7 @@ impl Iommu {
     }
 
     /// Makes a stream what its STE says, as the host's driver wrote words 0 and 1 of it. On return nothing is translated by what it said
-    /// before.
+    /// before, nor by a CD that was read before.
     ///
     /// # Errors
     /// [`StreamRefused`]. With [`StreamRefused::BadSte`] the stream aborts, or, if that cannot be done either, is as [`StreamRefused::Hardware`]
@@ -127,6 +128,13 @@ impl Iommu {
                 return Err(StreamRefused::Hardware);
             }
             self.separate(p, stream, pages)?;
+        }
+        if let (Some(entry), Some(to)) = (&entry, &to)
+            && *entry == registry.entry_of(to)
+        {
+            // What the driver may have changed is the CDs, which go with the STE (4.3.1).
+            let forgotten = device.run(p, &[invalidation::forget_ste(stream.id, true)]);
+            return forgotten.map_err(|Fault| StreamRefused::Hardware);
         }
         self.switch(p, &mut registry, stream, from.as_ref(), to.as_ref(), pages)?;
         verdict

@@ -3,9 +3,10 @@
 use super::{kinds, stage1};
 use crate::{boot, good};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
-use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, reg, tlbi_asid};
+use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, cfgi_ste, reg, tlbi_asid};
 use tests::model::device::Dma;
 use tests::model::smmu::config::SmmuConfig;
+use tests::owner::Stage1;
 
 #[test]
 fn a_probe_and_an_attach_let_a_device_reach_what_both_stages_give() {
@@ -44,6 +45,34 @@ fn a_probe_and_an_attach_let_a_device_reach_what_both_stages_give() {
             assert_eq!(bench.dma(smmu, 1, page), None, "SMMUEN = 0");
             good(&bench, "shut down");
         }
+    }
+}
+
+/// 4.3.1: with an STE the context descriptors go that were read through it, whether it says something new or not.
+#[test]
+fn an_entry_that_says_what_it_did_has_its_context_descriptors_forgotten() {
+    for config in kinds() {
+        let bench = boot(&Shape::of(1, config));
+        let first = stage1(&bench, SCRATCH, 1);
+        let second = stage1(&bench, SCRATCH + Stage1::UNITS * first.unit(), 1);
+        let mut driver = Driver::started(&bench, 0);
+        driver.attach(0, &first);
+        let stream = driver.stream(0);
+        let range = [0x04 | u64::from(stream) << 32, 0];
+        let tables = [second, first];
+        for (forget, tables) in [cfgi_ste(stream), range, [0x04, 31]].into_iter().zip(tables.iter().cycle()) {
+            let [_, ttb, ..] = tables.cd(1);
+            assert!(driver.store(first.cds() + 8, ttb));
+            driver.run(&[forget]);
+            driver.run(&[tlbi_asid(1)]);
+            assert_eq!(bench.dma(0, 0, tables.va(1)), Some(tables.page(1)), "{forget:x?}");
+            good(&bench, "forgotten");
+        }
+        // One that aborts has none, and nothing is sent.
+        driver.write_entry(0, ABORT);
+        let commands = bench.machine().smmus[0].commands;
+        driver.run(&[[0x04, 31]]);
+        assert_eq!(bench.machine().smmus[0].commands, commands);
     }
 }
 
