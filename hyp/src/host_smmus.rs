@@ -20,7 +20,7 @@ use crate::iommu::{Emulated, Iommu, StreamRefused};
 use crate::list::List;
 use crate::memory::{Ownership, Progress};
 use crate::platform::Platform;
-use crate::smmu::Condition;
+use crate::smmu::{Condition, NoEvent};
 use crate::sync::{Guarded, Mutex, Rank};
 
 /// GICD_ISPENDR0 (IHI 0069, 12.9), a bit for each INTID.
@@ -381,12 +381,12 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
         Ok(Progress::Again)
     }
 
-    fn next_event(&self) -> Option<DrainedEvent> {
+    fn next_event(&self) -> Result<DrainedEvent, NoEvent> {
         let Self { hypervisor, back } = self;
         let index = usize::from(back.iommu.smmu);
         let record = hypervisor.iommu.set().take_driver_event(&hypervisor.platform, index)?;
         let parked = self.hosts_stream(record.decode().stream).is_none();
-        Some(DrainedEvent { record, parked })
+        Ok(DrainedEvent { record, parked })
     }
 
     fn take_overflow(&self) -> bool {

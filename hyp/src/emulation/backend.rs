@@ -6,6 +6,7 @@ use smmuv3::event::EventRecord;
 use smmuv3::ste::Stage1Claim;
 
 use crate::memory::Progress;
+use crate::smmu::NoEvent;
 
 /// An address that is not RAM of the host's: what an SMMU would find an external abort at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,9 +115,12 @@ pub trait Backend {
     /// [`Fault`].
     fn abort_all_step(&self) -> Result<Progress, Fault>;
 
-    /// Takes the next event of a stream of the host's; `None` only if the SMMU's own queue was empty, because after that the SMMU interrupts
-    /// for the next one.
-    fn next_event(&self) -> Option<DrainedEvent>;
+    /// Takes the next event of a stream of the host's.
+    ///
+    /// # Errors
+    /// There is none. Unless the SMMU's own queue was empty, nobody says when there is one: it interrupts for an event that finds its queue
+    /// empty, and for no other.
+    fn next_event(&self) -> Result<DrainedEvent, NoEvent>;
 
     /// Whether events of the host's streams were lost before EL2 could take them, since the last call.
     fn take_overflow(&self) -> bool;

@@ -7,24 +7,47 @@ use smmuv3::registers::{CR2, EVENTQ_CONS, EVENTQ_PROD, GERROR, IRQ_CTRL};
 use super::registers::{EVENTQEN, Queue, queue_base, queue_log2, wrap_mask};
 use super::stream_table::Found;
 use super::{Backend, DrainedEvent, EmulatedSmmu, Interrupt};
+use crate::smmu::NoEvent;
 
 /// Events that one call takes from the SMMU at the most.
 const DELIVERIES: usize = 32;
 
 impl EmulatedSmmu {
-    /// Moves events from the SMMU to the host's queue, or discards them where the architecture does; bounded. Events that are left
-    /// are taken by the next call.
+    /// Moves events from the SMMU to the host's queue, or discards them where the architecture does; bounded.
     ///
-    /// The SMMU interrupted for them itself, so that no interrupt is made here.
+    /// The SMMU interrupted for them itself. For events that are left it does not do so again: they are taken by the next call, for
+    /// which the driver comes back.
     pub fn deliver_events(&mut self, backend: &impl Backend) {
-        for _ in 0..DELIVERIES {
-            let Some(drained) = backend.next_event() else { break };
-            if let Some(record) = self.shown(backend, &drained) {
-                self.write_record(backend, record);
-            }
+        let end = (0..DELIVERIES)
+            .try_for_each(|_| backend.next_event().map(|drained| self.deliver(backend, &drained)));
+        if end != Err(NoEvent::QueueEmpty) {
+            self.call_back(backend);
         }
         if backend.take_overflow() && self.registers.cr0 & EVENTQEN != 0 {
             self.lose_event();
+        }
+    }
+
+    /// Writes an event to the host's queue as far as the host may see it.
+    fn deliver(&mut self, backend: &impl Backend, drained: &DrainedEvent) {
+        if let Some(record) = self.shown(backend, drained) {
+            self.write_record(backend, record);
+        }
+    }
+
+    /// Has the driver look at its queue again because there may be events for which the SMMU does not interrupt. It does that by itself if
+    /// it finds any now.
+    #[cold]
+    fn call_back(&self, backend: &impl Backend) {
+        if self.waiting_events() == 0 {
+            self.interrupt(backend);
+        }
+    }
+
+    /// Interrupts for the event queue, if the driver wants that.
+    fn interrupt(&self, backend: &impl Backend) {
+        if IRQ_CTRL::EVENTQ_IRQEN.is_set(self.registers.irq_ctrl) {
+            backend.raise(Interrupt::EventQueue);
         }
     }
 
@@ -40,8 +63,8 @@ impl EmulatedSmmu {
     pub(super) fn record(&mut self, backend: &impl Backend, record: EventRecord) {
         let was_empty = self.waiting_events() == 0;
         let written = self.write_record(backend, record);
-        if written && was_empty && IRQ_CTRL::EVENTQ_IRQEN.is_set(self.registers.irq_ctrl) {
-            backend.raise(Interrupt::EventQueue);
+        if written && was_empty {
+            self.interrupt(backend);
         }
     }
 

@@ -176,6 +176,15 @@ fn read_record<P: Platform>(p: &P, at: PhysAddr) -> EventRecord {
     EventRecord([0, 8, 16, 24].map(|offset| p.read_u64(at.offset(offset))))
 }
 
+/// Why there is no event for a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoEvent {
+    /// The SMMU's own queue was empty: the SMMU interrupts for the next one.
+    QueueEmpty,
+    /// There were events of others, and after these there may be more: for what is in the queue already there is no interrupt.
+    MayBeMore,
+}
+
 /// What [`EventQueue::drain`] found besides events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Drained {

@@ -6,7 +6,7 @@
 extern crate std;
 
 use std::boxed::Box;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::vec::Vec;
 
@@ -49,6 +49,8 @@ pub struct Behaviour {
     pub deaf: bool,
     /// GBPA.UPDATE stays 1.
     pub gbpa_stuck: bool,
+    /// Events that come right after EVENTQ_PROD was read, one each time.
+    pub late_events: VecDeque<[u64; 4]>,
 }
 
 /// One SMMU.
@@ -193,7 +195,31 @@ impl State {
                 self.consume(smmu, 1);
             }
         }
-        self.smmus[smmu].get(offset)
+        let value = self.smmus[smmu].get(offset);
+        if offset == EVENTQ_PROD
+            && let Some(words) = self.smmus[smmu].behaviour.late_events.pop_front()
+        {
+            self.raise_event(smmu, words);
+        }
+        value
+    }
+
+    fn raise_event(&mut self, smmu: usize, words: [u64; 4]) {
+        let device = &mut self.smmus[smmu];
+        let (base, prod, cons) = (device.get(EVENTQ_BASE), device.get(EVENTQ_PROD), device.get(EVENTQ_CONS));
+        let entries = 1u64 << (base & 31);
+        let (index, taken) = (prod & 0xf_ffff, cons & 0xf_ffff);
+        if index ^ taken == entries {
+            if (prod ^ cons) >> 31 == 0 {
+                device.set(EVENTQ_PROD, prod ^ 1 << 31);
+            }
+            return;
+        }
+        device.set(EVENTQ_PROD, (index + 1) & (entries * 2 - 1) | prod & 1 << 31);
+        let at = (base & 0x000f_ffff_ffff_ffe0) + (index & (entries - 1)) * EVENT_BYTES;
+        for (word, value) in (0..).zip(words) {
+            self.memory.insert(at + word * 8, value);
+        }
     }
 }
 
@@ -244,22 +270,7 @@ impl Fake {
 
     /// The SMMU writes an event, or sets OVFLG if the queue is full.
     pub fn raise_event(&self, smmu: usize, words: [u64; 4]) {
-        let mut state = self.0.lock().unwrap();
-        let device = &mut state.smmus[smmu];
-        let (base, prod, cons) = (device.get(EVENTQ_BASE), device.get(EVENTQ_PROD), device.get(EVENTQ_CONS));
-        let entries = 1u64 << (base & 31);
-        let (index, taken) = (prod & 0xf_ffff, cons & 0xf_ffff);
-        if index ^ taken == entries {
-            if (prod ^ cons) >> 31 == 0 {
-                device.set(EVENTQ_PROD, prod ^ 1 << 31);
-            }
-            return;
-        }
-        device.set(EVENTQ_PROD, (index + 1) & (entries * 2 - 1) | prod & 1 << 31);
-        let at = (base & 0x000f_ffff_ffff_ffe0) + (index & (entries - 1)) * EVENT_BYTES;
-        for (word, value) in (0..).zip(words) {
-            state.memory.insert(at + word * 8, value);
-        }
+        self.0.lock().unwrap().raise_event(smmu, words);
     }
 }
 

@@ -29,7 +29,7 @@ use smmuv3::pgtable::Geometry;
 use smmuv3::ste::{Ats, STE_BYTES, StreamTableEntry};
 
 pub use command_queue::{Condition, Fault, OpenQueue, Ticket};
-pub use event_queue::{RING_ENTRIES, RecordedEvent};
+pub use event_queue::{NoEvent, RING_ENTRIES, RecordedEvent};
 pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
 
 pub use vmids::{VMID_BITS, VmidOwner};
@@ -45,6 +45,9 @@ pub const PARKED_VMID: u16 = 1;
 
 /// Events that one call to [`Set::drain_events`] moves at most, from all SMMUs together.
 const DRAIN_BUDGET: usize = RING_ENTRIES;
+
+/// How often a queue is drained that is to be found empty: events may come while it is.
+const DRAINS: usize = 2;
 
 /// Where structures of SMMUs and domains are allocated.
 pub trait Pages {
@@ -288,15 +291,17 @@ impl Set {
         }
     }
 
-    /// As [`Set::drain_events`], but all events of one SMMU.
-    pub(crate) fn drain_events_of<P: Platform>(&self, p: &P, index: usize) {
-        if let (Some(smmu), Ok(index)) = (self.get(index), u8::try_from(index)) {
-            self.drain_smmu(p, index, smmu, 1 << event_queue::LOG2_ENTRIES);
+    /// As [`Set::drain_events`], but all events of one SMMU. Answers how many there were: for as long as it is not 0 there may be more, for
+    /// which the SMMU does not interrupt.
+    pub(crate) fn drain_events_of<P: Platform>(&self, p: &P, index: usize) -> u64 {
+        match (self.get(index), u8::try_from(index)) {
+            (Some(smmu), Ok(index)) => self.drain_smmu(p, index, smmu, 1 << event_queue::LOG2_ENTRIES),
+            _ => 0,
         }
     }
 
-    fn drain_smmu<P: Platform>(&self, p: &P, index: u8, smmu: &Smmu, budget: u64) {
-        {
+    fn drain_smmu<P: Platform>(&self, p: &P, index: u8, smmu: &Smmu, budget: u64) -> u64 {
+        let drained = {
             let (mut events, mut ring, mut driver) =
                 (smmu.events.lock(), self.ring.lock(), smmu.driver_events.lock());
             let drained = events.drain(p, budget, |record| {
@@ -312,7 +317,8 @@ impl Set {
                 ring.lost = ring.lost.wrapping_add(1);
                 driver.lose();
             }
-        }
+            drained.events
+        };
         let mut commands = smmu.commands.lock();
         if commands.condition == Condition::Running {
             commands.handle_global_errors(p);
@@ -323,16 +329,26 @@ impl Set {
             let mut ring = self.ring.lock();
             ring.lost = ring.lost.wrapping_add(aborted);
         }
+        drained
     }
 
     /// The oldest event of an SMMU that the host's driver may see, as the SMMU wrote it; those in the hardware queue are looked for.
-    pub(crate) fn take_driver_event<P: Platform>(&self, p: &P, index: usize) -> Option<EventRecord> {
-        let smmu = self.get(index)?;
-        if let Some(record) = smmu.driver_events.lock().take(p) {
-            return Some(record);
+    ///
+    /// # Errors
+    /// There is none: [`NoEvent`].
+    pub(crate) fn take_driver_event<P: Platform>(&self, p: &P, index: usize) -> Result<EventRecord, NoEvent> {
+        let smmu = self.get(index).ok_or(NoEvent::QueueEmpty)?;
+        let take = || smmu.driver_events.lock().take(p);
+        for _ in 0..DRAINS {
+            if let Some(record) = take() {
+                return Ok(record);
+            }
+            if self.drain_events_of(p, index) == 0 {
+                // Another CPU may have drained it just before.
+                return take().ok_or(NoEvent::QueueEmpty);
+            }
         }
-        self.drain_events_of(p, index);
-        smmu.driver_events.lock().take(p)
+        take().ok_or(NoEvent::MayBeMore)
     }
 
     /// Whether events that the host's driver might have seen were lost since the last call.

@@ -313,6 +313,27 @@ fn a_full_ring_keeps_the_oldest_and_counts_the_rest() {
     assert_eq!((events.len(), events[0].1, events[255].0.address), (256, 128, 255));
 }
 
+/// The SMMU interrupts for an event that finds its queue empty, and for no other: where one that is to be seen came behind others, it is
+/// taken now or never.
+#[test]
+fn an_event_that_comes_while_those_of_others_are_read_is_found() {
+    let (fake, set) = started(1);
+    let smmu = set.get(0).unwrap();
+    smmu.set_driver_vmid(2);
+    smmu.set_leaving(Some(9));
+    fake.raise_event(0, translation_fault(9, 0));
+    fake.with(0, |smmu| smmu.behaviour.late_events.push_back(translation_fault(8, 0x1000)));
+    let taken = set.take_driver_event(&fake, 0);
+    assert_eq!(taken, Ok(EventRecord(translation_fault(8, 0x1000))));
+    assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::QueueEmpty));
+    // They come as fast as they are read: that has a bound, and is said.
+    fake.raise_event(0, translation_fault(9, 0));
+    fake.with(0, |smmu| smmu.behaviour.late_events.extend([translation_fault(9, 0); 20]));
+    assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::MayBeMore));
+    fake.with(0, |smmu| smmu.behaviour.late_events.clear());
+    assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::QueueEmpty));
+}
+
 #[test]
 fn cpus_that_post_at_once_each_wait_for_their_own_batch() {
     let (fake, set) = started_with(2, |fake| {

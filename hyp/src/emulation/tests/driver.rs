@@ -16,6 +16,7 @@ use smmuv3::ste::{Level1Descriptor, Stage1Claim};
 
 use super::super::Interrupt;
 use super::rig::{ABORT, BYPASS, Call, Host, RAM, Rig, VMID, of_parked_stream, of_set_stream, translate};
+use crate::smmu::NoEvent;
 use smmuv3::address::PhysAddr;
 
 /// CR0.
@@ -315,6 +316,36 @@ fn events_arrive_in_order_and_wrap() {
         assert_eq!(addresses, (next - count + 1..=next).collect::<Vec<_>>());
     }
     assert_eq!(driver.overflows, 0);
+}
+
+#[test]
+fn events_behind_many_that_are_not_shown_are_told_of() {
+    let mut driver = Driver::started();
+    driver.write_entry(STREAM, ABORT);
+    let shown = |address: u64| [u64::from(STREAM + 1) << 32 | 0x10, 2 << 40, address, 0];
+    for hidden in [31, 32, 33, 100] {
+        let hidden = core::iter::repeat_n(of_parked_stream(STREAM), hidden);
+        driver.rig.host.events.borrow_mut().extend(hidden.chain([of_set_stream(shown(0x1000))]));
+        driver.rig.host.take_calls();
+        let mut told = driver.read_events();
+        // The driver comes back for an interrupt only.
+        while driver.rig.host.take_interrupts().contains(&Interrupt::EventQueue) {
+            told.extend(driver.read_events());
+        }
+        assert_eq!(told, [EventRecord(shown(0x1000))]);
+    }
+    // What it finds something in it looks at again by itself.
+    let many = (0..100).map(|address| of_set_stream(shown(address << 12)));
+    driver.rig.host.events.borrow_mut().extend(many);
+    assert_eq!(driver.read_events().len(), 100);
+    assert_eq!(driver.rig.host.take_interrupts(), []);
+    // Others' events only, and perhaps more.
+    driver.rig.host.no_event.set(NoEvent::MayBeMore);
+    assert_eq!(driver.read_events(), []);
+    assert_eq!(driver.rig.host.take_interrupts(), [Interrupt::EventQueue]);
+    driver.rig.write(IRQ_CTRL_OFFSET, 0);
+    assert_eq!(driver.read_events(), []);
+    assert_eq!(driver.rig.host.take_interrupts(), [], "none is wanted");
 }
 
 #[test]

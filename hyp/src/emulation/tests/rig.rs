@@ -18,6 +18,7 @@ use super::super::{
     Backend, DrainedEvent, EmulatedSmmu, Fault, Interrupt, NotHost, STEP_UNITS, SetStreamError,
 };
 use crate::memory::Progress;
+use crate::smmu::NoEvent;
 
 /// The host's memory: pages of it can be taken away.
 pub(super) const RAM: core::ops::Range<u64> = 0x4000_0000..0x8000_0000;
@@ -98,6 +99,8 @@ pub(super) struct Host {
     pub(super) abort_faults: RefCell<VecDeque<Fault>>,
     /// Events that the SMMU recorded.
     pub(super) events: RefCell<VecDeque<DrainedEvent>>,
+    /// What there is when these are taken.
+    pub(super) no_event: Cell<NoEvent>,
     /// Some were lost before the hypervisor could take them.
     pub(super) lost_events: Cell<bool>,
 }
@@ -118,6 +121,7 @@ impl Host {
             invalidate_results: RefCell::default(),
             abort_faults: RefCell::default(),
             events: RefCell::default(),
+            no_event: Cell::new(NoEvent::QueueEmpty),
             lost_events: Cell::new(false),
         }
     }
@@ -311,9 +315,9 @@ impl Backend for Host {
         Ok(Progress::Again)
     }
 
-    fn next_event(&self) -> Option<DrainedEvent> {
+    fn next_event(&self) -> Result<DrainedEvent, NoEvent> {
         self.counted();
-        self.events.borrow_mut().pop_front()
+        self.events.borrow_mut().pop_front().ok_or(self.no_event.get())
     }
 
     fn take_overflow(&self) -> bool {
