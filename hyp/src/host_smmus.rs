@@ -252,12 +252,18 @@ struct HostBackend<'a, P: Platform> {
 
 impl<P: Platform> HostBackend<'_, P> {
     /// Has the SMMU interrupt as its driver wants it to. One that does not take it interrupts as before.
+    ///
+    /// It records events from before there is a driver, and interrupts for one that finds its queue empty only: so that is emptied.
     fn mirror_interrupts(&self, irq_ctrl: u32) {
         let Self { hypervisor, back } = self;
+        let index = usize::from(back.iommu.smmu);
         let (events, errors) =
             (IRQ_CTRL::EVENTQ_IRQEN.is_set(irq_ctrl), IRQ_CTRL::GERROR_IRQEN.is_set(irq_ctrl));
-        if let Some(device) = hypervisor.iommu.set().get(usize::from(back.iommu.smmu)) {
+        if let Some(device) = hypervisor.iommu.set().get(index) {
             let _ = device.set_interrupts(&hypervisor.platform, events, errors);
+        }
+        if events && !hypervisor.iommu.set().empty_event_queue(&hypervisor.platform, index) {
+            self.raise(Interrupt::EventQueue);
         }
     }
 
@@ -387,6 +393,11 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
         let record = hypervisor.iommu.set().take_driver_event(&hypervisor.platform, index)?;
         let parked = self.hosts_stream(record.decode().stream).is_none();
         Ok(DrainedEvent { record, parked })
+    }
+
+    fn discard_events(&self) -> bool {
+        let Self { hypervisor, back } = self;
+        hypervisor.iommu.set().discard_driver_events(&hypervisor.platform, usize::from(back.iommu.smmu))
     }
 
     fn take_overflow(&self) -> bool {

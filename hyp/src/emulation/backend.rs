@@ -122,6 +122,9 @@ pub trait Backend {
     /// empty, and for no other.
     fn next_event(&self) -> Result<DrainedEvent, NoEvent>;
 
+    /// Discards all events of the host's streams so far. False if the SMMU's own queue was not found empty, as in [`Backend::next_event`].
+    fn discard_events(&self) -> bool;
+
     /// Whether events of the host's streams were lost before EL2 could take them, since the last call.
     fn take_overflow(&self) -> bool;
 

@@ -51,6 +51,14 @@ impl EmulatedSmmu {
         }
     }
 
+    /// Forgets what happened while the queue was not enabled: an SMMU records nothing then (7.2.1).
+    #[cold]
+    pub(super) fn discard_events(&self, backend: &impl Backend) {
+        if !backend.discard_events() {
+            self.call_back(backend);
+        }
+    }
+
     /// Says that an event was lost, unless that is said already (7.4).
     fn lose_event(&mut self) {
         let (prod, cons) = (self.registers.eventq_prod, self.registers.eventq_cons);

@@ -44,7 +44,7 @@ use smmuv3::vsmmu::VsmmuLimits;
 
 use crate::memory::Progress;
 use control::Translation;
-use registers::RegisterFile;
+use registers::{EVENTQEN, RegisterFile};
 use stream_table::Walk;
 
 /// What one access may do, in units of which a command is one, a look at an STE one, and a stream that is set [`SET_UNITS`]. A unit is
@@ -164,7 +164,11 @@ impl EmulatedSmmu {
                 self.consume(backend)
             }
             CR0_OFFSET => {
+                let enables_events = value & !self.registers.cr0 & EVENTQEN != 0;
                 self.registers.set_cr0(&self.ids, value);
+                if enables_events {
+                    self.discard_events(backend);
+                }
                 self.update(backend)
             }
             _ => {

@@ -167,6 +167,12 @@ impl DriverEvents {
         self.overflowed = true;
     }
 
+    /// Forgets all of them, and that others were lost.
+    pub(super) fn discard(&mut self) {
+        self.taken = self.pushed;
+        self.overflowed = false;
+    }
+
     pub(super) fn take_overflow(&mut self) -> bool {
         core::mem::take(&mut self.overflowed)
     }

@@ -332,6 +332,11 @@ impl Set {
         drained
     }
 
+    /// Drains the queue of an SMMU until it was found empty, so that the SMMU interrupts for the next event; false if it never was. Bounded.
+    pub(crate) fn empty_event_queue<P: Platform>(&self, p: &P, index: usize) -> bool {
+        (0..DRAINS).any(|_| self.drain_events_of(p, index) == 0)
+    }
+
     /// The oldest event of an SMMU that the host's driver may see, as the SMMU wrote it; those in the hardware queue are looked for.
     ///
     /// # Errors
@@ -349,6 +354,15 @@ impl Set {
             }
         }
         take().ok_or(NoEvent::MayBeMore)
+    }
+
+    /// Discards the events that the host's driver might have seen. False if there may be more for which the SMMU does not interrupt.
+    pub(crate) fn discard_driver_events<P: Platform>(&self, p: &P, index: usize) -> bool {
+        let is_empty = self.empty_event_queue(p, index);
+        if let Some(smmu) = self.get(index) {
+            smmu.driver_events.lock().discard();
+        }
+        is_empty
     }
 
     /// Whether events that the host's driver might have seen were lost since the last call.

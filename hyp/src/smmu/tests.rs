@@ -330,7 +330,9 @@ fn an_event_that_comes_while_those_of_others_are_read_is_found() {
     fake.raise_event(0, translation_fault(9, 0));
     fake.with(0, |smmu| smmu.behaviour.late_events.extend([translation_fault(9, 0); 20]));
     assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::MayBeMore));
+    assert!(!set.discard_driver_events(&fake, 0));
     fake.with(0, |smmu| smmu.behaviour.late_events.clear());
+    assert!(set.discard_driver_events(&fake, 0));
     assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::QueueEmpty));
 }
 

@@ -320,6 +320,13 @@ impl Backend for Host {
         self.events.borrow_mut().pop_front().ok_or(self.no_event.get())
     }
 
+    fn discard_events(&self) -> bool {
+        self.counted();
+        self.events.borrow_mut().clear();
+        self.lost_events.set(false);
+        self.no_event.get() == NoEvent::QueueEmpty
+    }
+
     fn take_overflow(&self) -> bool {
         self.lost_events.take()
     }

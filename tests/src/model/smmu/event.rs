@@ -1,7 +1,7 @@
 //! Event records and the event queue (IHI 0070, 7.2 and 7.3).
 
 use super::super::stage2::WalkFault;
-use super::registers::EVENTQEN;
+use super::registers::{EVENTQ_IRQEN, EVENTQEN};
 use super::translate::Origin;
 use super::{Bus, Smmu};
 
@@ -155,6 +155,8 @@ impl Smmu {
             }
         }
         r.eventq_prod = r.eventq_prod & 1 << 31 | prod.wrapping_add(1) & mask;
+        // An edge: for what finds the queue not empty there is no other.
+        self.event_interrupts += u64::from(prod == cons && r.irq_ctrlack & EVENTQ_IRQEN != 0);
         self.events.push(event);
     }
 }

@@ -100,6 +100,8 @@ pub struct Smmu {
     pub in_flight: Vec<InFlight>,
     /// Event records written, whole.
     pub events: Vec<[u64; 4]>,
+    /// How often it interrupted because its event queue was not empty any more (3.18).
+    pub event_interrupts: u64,
     /// How often each identification register was read, by offset.
     pub id_reads: HashMap<u64, u64>,
     /// Bits of identification registers, by offset, that are others from the second read on.
@@ -135,6 +137,7 @@ impl Smmu {
             history: VecDeque::new(),
             in_flight: Vec::new(),
             events: Vec::new(),
+            event_interrupts: 0,
             id_reads: HashMap::new(),
             lies: HashMap::new(),
             stuck: false,

@@ -40,6 +40,8 @@ pub const ATSCHK: u32 = 1 << 4;
 pub const GBPA_ABORT: u32 = 1 << 20;
 /// GBPA.Update.
 pub const GBPA_UPDATE: u32 = 1 << 31;
+/// IRQ_CTRL.EVENTQ_IRQEN.
+pub const EVENTQ_IRQEN: u32 = 1 << 2;
 /// GERROR.CMDQ_ERR.
 pub const CMDQ_ERR: u32 = 1;
 

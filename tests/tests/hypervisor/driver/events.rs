@@ -158,3 +158,61 @@ fn the_interrupts_that_the_driver_enables_are_those_of_the_hardware() {
     assert_ne!(cfg0, IMAGE);
     good(&bench, "enabled");
 }
+
+/// The SMMU interrupts for an event that finds its queue empty, and it records events of parked streams before any driver is there.
+#[test]
+fn what_came_before_the_driver_keeps_no_interrupt_from_it() {
+    for reads_at_once in [false, true] {
+        let bench = qemu();
+        let interrupts = || bench.machine().smmus[0].event_interrupts;
+        let stream = bench.devices[0][0].stream;
+        for n in 0..200 {
+            assert_eq!(bench.machine().dma_read(0, stream, SCRATCH + n * 8), None);
+        }
+        let mut driver = Driver::started(&bench, 0);
+        if reads_at_once {
+            assert_eq!(driver.events(), []);
+        }
+        driver.write_entry(0, BYPASS);
+        let before = interrupts();
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        assert_eq!(interrupts(), before + 1);
+        assert_eq!(faults(&driver.events()), [(TRANSLATION, stream)]);
+        // What came while no interrupt was wanted.
+        driver.write(reg::IRQ_CTRL, 0);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        assert_eq!(interrupts(), before + 1);
+        driver.write(reg::IRQ_CTRL, 0b101);
+        assert_eq!(bench.dma(0, 0, IMAGE + 8), None);
+        assert_eq!(interrupts(), before + 2);
+        assert_eq!(faults(&driver.events()), [(TRANSLATION, stream); 2]);
+        good(&bench, "told");
+    }
+}
+
+/// 7.2: what happens while EVENTQEN is 0 is not recorded.
+#[test]
+fn a_driver_is_not_told_of_what_happened_to_the_one_before() {
+    for is_drained in [false, true] {
+        let bench = qemu();
+        let mut first = Driver::started(&bench, 0);
+        first.write_entry(0, BYPASS);
+        for n in 0..200 {
+            assert_eq!(bench.dma(0, 0, IMAGE + n * 8), None);
+            if is_drained {
+                assert_eq!(bench.call(Function::EventRead, [0; 4]), Err(Status::Empty));
+            }
+        }
+        // A kernel that is started by one that crashed.
+        let mut second = Driver::started(&bench, 0);
+        second.write_entry(0, BYPASS);
+        assert_eq!((second.events(), second.overflows), (vec![], 0));
+        second.write_cr0(CMDQEN | SMMUEN);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        second.write_cr0(CMDQEN | EVENTQEN | SMMUEN);
+        assert_eq!(second.events(), []);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        assert_eq!(faults(&second.events()), [(TRANSLATION, second.stream(0))], "the control");
+        good(&bench, "told");
+    }
+}
