@@ -25,4 +25,5 @@ pub mod pci;
 pub mod platform;
 pub mod psci;
 pub mod smmu;
+pub mod spsr;
 pub mod sync;

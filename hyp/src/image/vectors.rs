@@ -9,6 +9,8 @@
 
 use core::arch::global_asm;
 
+use hyp::spsr;
+
 /// The interrupted context: all general-purpose registers, and where to go back to.
 #[repr(C)]
 #[derive(Clone, Debug)]
@@ -24,12 +26,6 @@ pub struct Frame {
 }
 
 const FRAME_BYTES: usize = size_of::<Frame>();
-/// SPSR_EL2.M[4].
-const AARCH32: u64 = 1 << 4;
-/// SPSR_EL2.BTYPE, from AArch64 state.
-const BTYPE: u64 = 3 << 10;
-/// SPSR_EL2.SS.
-const SINGLE_STEP: u64 = 1 << 21;
 const _: () = assert!(FRAME_BYTES == 272 && FRAME_BYTES.is_multiple_of(16));
 
 impl Frame {
@@ -45,19 +41,15 @@ impl Frame {
         }
     }
 
-    /// Goes on after the instruction at ELR, of `bytes` bytes, in the state that it would have left: with its single
-    /// step (SPSR.SS) done, and with no branch before the next one (BTYPE, which AArch32 state does not have).
+    /// Goes on after the instruction at ELR, of `bytes` bytes, in the state that it would have left.
     pub fn skip(&mut self, bytes: u64) {
         self.elr = self.elr.wrapping_add(bytes);
-        self.end_step();
-        if self.spsr & AARCH32 == 0 {
-            self.spsr &= !BTYPE;
-        }
+        self.spsr = spsr::after_instruction(self.spsr);
     }
 
     /// Ends the single step of the interrupted instruction: a step exception comes before the next one.
     pub fn end_step(&mut self) {
-        self.spsr &= !SINGLE_STEP;
+        self.spsr = spsr::after_step(self.spsr);
     }
 }
 
