@@ -1,7 +1,8 @@
 //! The hypervisor as one object: what the image builds at boot and calls on every exception.
 //!
-//! Locks, outermost first: `streams`, the attach lock inside `iommu`, `memory`, and then the leaves, of which at most
-//! one is held: a queue's, or the pool's.
+//! Locks, outermost first: that of an emulated SMMU, or of an ITS and then of the Redistributors' LPIs; `streams`; the attach lock inside
+//! `iommu`, or `memory`; the event queue of an SMMU, the event ring, the events of a driver; and then the leaves, of which at most
+//! one is held: a command queue's, or the pool's. [`Rank`] has them all.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
