@@ -31,9 +31,9 @@ use smmuv3::address::PhysRange;
 /// The most bridges that all root buses may have. To hold one for the first time costs some 2,000
 /// instructions.
 const MAX_BRIDGES: usize = 48;
-/// The most configuration registers that one call reads, at some 40 instructions each, so that a hypercall
-/// stays bounded whatever a device answers. Enough for 48 ports with eight functions behind each.
-const MAX_READS: u32 = 3072;
+/// The most configuration registers that one call reads, at some 50 instructions each, so that a hypercall
+/// stays bounded whatever a device answers. Enough for 48 links that are asked for 256 functions each.
+const MAX_READS: u32 = 16 << 10;
 
 /// A PCI function: a root bus of the machine, and a Requester ID on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub enum PciError {
     EnhancedAllocation,
     /// There are more bridges or functions than one call looks at.
     TooMany,
+    /// Configuration registers were read for [`TIMEOUT_NS`](crate::smmu::TIMEOUT_NS), and there are more.
+    TimedOut,
 }
 
 impl PciError {
@@ -85,6 +87,7 @@ impl PciError {
             }
             Self::BusNumbers(_) | Self::Hidden(_) | Self::Unnumbered(_) => Status::Busy,
             Self::TooMany => Status::NoSpace,
+            Self::TimedOut => Status::Hardware,
         }
     }
 }
@@ -100,6 +103,7 @@ impl fmt::Display for PciError {
             Self::Conventional(rid) => write!(f, "the bridge {rid:#06x} is not a PCI Express port"),
             Self::EnhancedAllocation => f.write_str("the function has memory that no BAR shows"),
             Self::TooMany => f.write_str("there are more PCI bridges or functions than one call looks at"),
+            Self::TimedOut => f.write_str("PCI configuration registers do not answer in time"),
         }
     }
 }
@@ -169,8 +173,8 @@ const fn bus_of(rid: u16) -> u8 {
 /// function: `hold` counts.
 ///
 /// The function's BARs are sized while its memory and I/O decoding is off; the BARs and the Command register
-/// are as before on return. At most about 3,100 configuration registers are read, and `hold` is called 56
-/// times at most.
+/// are as before on return. At most 16,384 configuration registers are read, within [`TIMEOUT_NS`](crate::smmu::TIMEOUT_NS),
+/// and `hold` is called 56 times at most.
 ///
 /// Calls must not run at the same time.
 ///

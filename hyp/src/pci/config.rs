@@ -1,8 +1,9 @@
-//! Configuration space through ECAM (7.2.2), with a bound on how much of it is read.
+//! Configuration space through ECAM (7.2.2), with a bound on how much of it is read, and for how long.
 
 use super::PciError;
 use crate::devicetree::PcieNode;
 use crate::platform::Platform;
+use crate::smmu::TIMEOUT_NS;
 use smmuv3::address::{PhysAddr, PhysRange};
 
 /// Vendor and Device ID.
@@ -47,6 +48,8 @@ pub enum Header {
 pub enum Devices {
     /// In all 32 places.
     Any,
+    /// In all 32 places, which are the functions of one device: the bus is a link, and the port above it forwards ARI (6.13).
+    Functions,
     /// In the first: the bus is a link, and the port above it delivers requests for Device 0 alone (7.3.1).
     First,
 }
@@ -55,11 +58,12 @@ impl Devices {
     /// The next Requester ID of the same bus at which a function can be, with what [`Config::header`] found at
     /// this one.
     pub const fn after(self, rid: u16, found: Option<(Header, bool)>) -> Option<u16> {
-        // Without function 0 there is no device (7.5.1.1.9), and with it alone no other function.
-        let alone = rid & 7 == 0 && !matches!(found, Some((_, true)));
+        // Beside a function 0 that says it is alone there is none (7.5.1.1.9), but with ARI, where a capability names others. One that is
+        // silent says nothing: it may be in a reset of its own, which the others take no part in (6.6.2).
+        let alone = rid & 7 == 0 && matches!(found, Some((_, false))) && !matches!(self, Self::Functions);
         let devfn = (rid & 0xff) + if alone { 8 } else { 1 };
         let last = match self {
-            Self::Any => 0xff,
+            Self::Any | Self::Functions => 0xff,
             Self::First => 0x07,
         };
         if devfn <= last { Some(rid & 0xff00 | devfn) } else { None }
@@ -71,12 +75,14 @@ pub struct Config<'a, P> {
     platform: &'a P,
     node: &'a PcieNode,
     reads_left: u32,
+    start_ns: u64,
 }
 
 impl<'a, P: Platform> Config<'a, P> {
-    /// The space of `node`, of which at most `reads` registers are read or written.
+    /// The space of `node`, of which at most `reads` registers are read or written, from now on for [`TIMEOUT_NS`] at most: a device
+    /// may let each of them wait.
     pub fn new(platform: &'a P, node: &'a PcieNode, reads: u32) -> Self {
-        Self { platform, node, reads_left: reads }
+        Self { platform, node, reads_left: reads, start_ns: platform.now_ns() }
     }
 
     /// Goes on with the space of another root bus, with what is left of the reads.
@@ -190,7 +196,7 @@ impl<'a, P: Platform> Config<'a, P> {
                 // With ARI the Device Number is a part of a function's.
                 let has_control_2 = capabilities & 0xf >= 2;
                 let ari = has_control_2 && self.read(rid, at + DEVICE_CONTROL_2)? & ARI_FORWARDING != 0;
-                Some(if ari { Devices::Any } else { Devices::First })
+                Some(if ari { Devices::Functions } else { Devices::First })
             }
             _ => None,
         })
@@ -198,6 +204,9 @@ impl<'a, P: Platform> Config<'a, P> {
 
     fn spend(&mut self) -> Result<(), PciError> {
         self.reads_left = self.reads_left.checked_sub(1).ok_or(PciError::TooMany)?;
+        if self.platform.now_ns().saturating_sub(self.start_ns) > TIMEOUT_NS {
+            return Err(PciError::TimedOut);
+        }
         Ok(())
     }
 

@@ -32,7 +32,7 @@ pub struct RootBridges {
     /// Bit N: [`Machine::pcie`] N is protected.
     nodes: u32,
     bridges: List<RootBridge, MAX_BRIDGES>,
-    /// There were more than fit.
+    /// There were more than fit, or a root bus did not answer in time.
     too_many: bool,
 }
 

@@ -40,6 +40,8 @@ struct Device {
     behind: Vec<Device>,
     /// What the bus number of the last configuration write was.
     captured: Option<u8>,
+    /// In a Function Level Reset: it does not answer. What is beside it and behind it does.
+    silent: bool,
 }
 
 impl Device {
@@ -51,7 +53,7 @@ impl Device {
         writable[1] = 0x0000_0547;
         words[0x34 / 4] = u32::from(EXPRESS_AT);
         words[usize::from(EXPRESS_AT) / 4] = PORT - (ROOT_PORT << 20);
-        Self { devfn, words, writable, behind: Vec::new(), captured: None }
+        Self { devfn, words, writable, behind: Vec::new(), captured: None, silent: false }
     }
 
     fn bridge(device: u8, secondary: u8, subordinate: u8, behind: Vec<Device>) -> Self {
@@ -95,6 +97,10 @@ impl Device {
         self.words[3] |= 0x0080_0000;
         self
     }
+
+    fn silent(self) -> Self {
+        Self { silent: true, ..self }
+    }
 }
 
 struct State {
@@ -103,6 +109,9 @@ struct State {
     second: Vec<Device>,
     held: BTreeSet<u64>,
     accesses: u32,
+    now_ns: u64,
+    /// How long a read takes.
+    read_ns: u64,
     /// Requester IDs of which a register was read.
     asked: BTreeSet<u16>,
     /// What the host writes when a register of this bus is read the first time: bus numbers to a bridge.
@@ -120,7 +129,17 @@ impl Fake {
 
     fn with_second(root: Vec<Device>, second: Vec<Device>) -> Self {
         let (held, asked, early) = (BTreeSet::new(), BTreeSet::new(), vec![]);
-        Self(Mutex::new(State { root, second, held, accesses: 0, asked, host: None, early }))
+        Self(Mutex::new(State {
+            root,
+            second,
+            held,
+            accesses: 0,
+            now_ns: 0,
+            read_ns: 0,
+            asked,
+            host: None,
+            early,
+        }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -131,7 +150,7 @@ impl Fake {
 /// Routes a configuration request as bridges do: the first that has the bus in its range gets it.
 fn route(on: &mut [Device], number: u8, bus: u8, devfn: u8) -> Option<&mut Device> {
     if number == bus {
-        return on.iter_mut().find(|device| device.devfn == devfn);
+        return on.iter_mut().find(|device| device.devfn == devfn && !device.silent);
     }
     for device in on {
         let [_, secondary, subordinate, _] = device.words[usize::from(BUS) / 4].to_le_bytes();
@@ -205,6 +224,7 @@ impl Platform for Fake {
     fn read_register_u32(&self, address: PhysAddr) -> u32 {
         let mut state = self.state();
         state.accesses += 1;
+        state.now_ns += state.read_ns;
         let offset = address.0 - ECAM;
         let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
         state.asked.insert(u16::from_be_bytes([bus, devfn]));
@@ -247,7 +267,7 @@ impl Platform for Fake {
     }
     fn invalidate_host_stage2(&self, _: PhysRange) {}
     fn now_ns(&self) -> u64 {
-        0
+        self.state().now_ns
     }
     fn relax(&self) {}
     fn heap_add(&self, _: Heap, _: PhysRange) {}

@@ -2,6 +2,7 @@
 
 use super::super::config::COMMAND_BUS_MASTER;
 use super::*;
+use crate::smmu::TIMEOUT_NS;
 use proptest::prelude::*;
 
 /// Holds a function; what was held, in this order.
@@ -137,6 +138,42 @@ fn bridges_of_all_root_buses_count() {
     assert_eq!(with(11), Err(HoldError::Pci(PciError::TooMany)));
 }
 
+/// Function 0 in a reset says nothing of the others, which may have captured the number of the guest's bus before.
+#[test]
+fn functions_beside_a_silent_one_are_looked_at() {
+    let others = |other: Device| {
+        let silent = Device::new(0).multi_function().silent();
+        let behind = vec![silent, Device { captured: Some(1), ..other.multi_function() }];
+        vec![Device::bridge(1, 1, 1, vec![Device::new(0)]), Device::bridge(2, 2, 3, behind)]
+    };
+    let fake = Fake::new(others(Device::new(1)));
+    hold(&fake, 0x100).unwrap();
+    assert_eq!(fake.state().root[1].behind[1].captured, Some(2));
+    // One that is a bridge, and what is behind it.
+    let bridge =
+        |secondary| Device { devfn: 1, ..Device::bridge(0, secondary, secondary, vec![Device::new(0)]) };
+    let fake = Fake::new(others(bridge(3)));
+    assert!(hold(&fake, 0x100).unwrap().contains(&page(0x201)));
+    assert_eq!(fake.state().root[1].behind[1].behind[0].captured, Some(3));
+    assert_eq!(pci_error(others(bridge(1)), 0x100), PciError::BusNumbers(0x201));
+    // On the root bus, where bridges are known.
+    let mut root = vec![Device::new(1 << 3).multi_function()];
+    root.push(Device { devfn: 1 << 3 | 1, ..Device::bridge(1, 1, 1, vec![Device::new(0)]) });
+    root.push(Device::bridge(2, 2, 2, vec![Device::new(0)]));
+    root[1].behind[0].captured = Some(2);
+    let (fake, machine) = (Fake::new(root), machine());
+    let roots = RootBridges::find(&fake, &machine);
+    fake.state().root[0].silent = true;
+    hold_with(&fake, &machine, &roots, Function { node: 0, rid: 0x200 }).unwrap();
+    assert_eq!(fake.state().root[1].behind[0].captured, Some(1));
+    // With ARI there may be others beside functions that say they are alone.
+    let behind = vec![Device::new(0), Device::new(8), Device { captured: Some(1), ..Device::new(9) }];
+    let ari = Device::bridge(2, 2, 2, behind).forwards_ari(true);
+    let fake = Fake::new(vec![Device::bridge(1, 1, 1, vec![Device::new(0)]), ari]);
+    hold(&fake, 0x100).unwrap();
+    assert_eq!(fake.state().root[1].behind[2].captured, Some(2));
+}
+
 #[test]
 fn bus_numbers_that_form_no_tree_are_refused() {
     let check = |root: Vec<Device>, expected| assert_eq!(pci_error(root, 0), expected);
@@ -258,16 +295,42 @@ fn the_walk_is_bounded() {
     let root = (1..15).rev().fold(full(vec![]), |behind, bus| {
         full(vec![Device::bridge(0, bus + 1, 15, behind).port(UPSTREAM).multi_function()])
     });
-    let mut root = vec![Device::bridge(0, 1, 15, root).port(UPSTREAM)];
-    root.truncate(1);
-    let error = pci_error(root, 0xf00);
+    let error = pci_error(full(vec![Device::bridge(0, 1, 15, root).port(UPSTREAM).multi_function()]), 0xf00);
     assert_eq!(error, PciError::TooMany);
+}
+
+/// As when each read waits for a completion that does not come.
+#[test]
+fn reads_that_take_long_end_the_walk() {
+    let fake = Fake::new(tree());
+    let roots = RootBridges::find(&fake, &machine());
+    fake.state().read_ns = 50_000_000;
+    let function = Function { node: 0, rid: 0x300 };
+    let held = hold_with(&fake, &machine(), &roots, function);
+    assert_eq!(held, Err(HoldError::Pci(PciError::TimedOut)));
+    assert_eq!(PciError::TimedOut.status(), Status::Hardware);
+    assert!(fake.state().now_ns < 600_000_000);
+    // At any other moment too: BARs and the Command register are afterwards as they were.
+    let fake = Fake::new(tree());
+    hold(&fake, 0x300).unwrap();
+    let accesses = u64::from(fake.state().accesses);
+    let in_time = (accesses - 60..=accesses).filter(|reads| {
+        let fake = Fake::new(tree());
+        fake.state().read_ns = TIMEOUT_NS / reads;
+        let before = tree()[1].behind[0].behind[0].behind[0].words[1];
+        let result = hold(&fake, 0x300);
+        assert_eq!(fake.state().root[1].behind[0].behind[0].behind[0].words[1], before);
+        result.is_ok()
+    });
+    assert!((1..60).contains(&in_time.count()));
 }
 
 fn any_device(depth: u32) -> BoxedStrategy<Device> {
     let words = proptest::collection::vec((0..64_usize, any::<u32>(), any::<u32>()), 0..6);
-    let endpoint = (prop_oneof![Just(0_u8), 0..12_u8], words).prop_map(|(devfn, words)| {
-        let mut device = Device::new(devfn);
+    let state = (proptest::option::of(0..6_u8), any::<bool>());
+    let endpoint = (prop_oneof![Just(0_u8), 0..12_u8], words, state).prop_map(|(devfn, words, state)| {
+        let (captured, silent) = state;
+        let mut device = Device { captured, silent, ..Device::new(devfn) };
         for (at, value, writable) in words.into_iter().filter(|(at, ..)| ![1, 3, 6].contains(at)) {
             device.words[at] = value;
             device.writable[at] = writable;
@@ -287,10 +350,11 @@ fn any_device(depth: u32) -> BoxedStrategy<Device> {
     prop_oneof![endpoint, bridge].boxed()
 }
 
-/// Requester IDs that functions behind these can send with.
+/// Requester IDs that functions behind these can send with. One in a reset sends nothing before it was written to.
 fn requester_ids(on: &[Device], bus: u8, found: &mut Vec<u16>) {
     for device in on {
-        found.push(u16::from(bus) << 8 | u16::from(device.devfn));
+        let captured = device.captured.filter(|_| !device.silent).unwrap_or(bus);
+        found.push(u16::from(captured) << 8 | u16::from(device.devfn));
         if device.words[3] >> 16 & 0x7f == 1 {
             let [_, secondary, ..] = device.words[usize::from(BUS) / 4].to_le_bytes();
             requester_ids(&device.behind, secondary, found);
@@ -329,10 +393,14 @@ fn any_buses() -> impl Strategy<Value = Buses> {
 }
 
 fn a_held_function_is_alone((mut root, hostile, copies): Buses) -> Result<(), TestCaseError> {
-    // Two functions of one bus with one number are no machine, nor are two devices on one link.
+    // Two functions of one bus with one number are no machine, nor are two devices on one link, or a function beside one that is alone.
     fn distinct(on: &mut Vec<Device>) {
         let mut seen = BTreeSet::new();
         on.retain(|device| seen.insert(device.devfn));
+        let is_alone =
+            |device: &Device| device.devfn & 7 == 0 && !device.silent && device.words[3] >> 23 & 1 == 0;
+        let alone: Vec<_> = on.iter().filter(|device| is_alone(device)).map(|device| device.devfn).collect();
+        on.retain(|device| device.devfn & 7 == 0 || !alone.contains(&(device.devfn & !7)));
         for device in on {
             let mut behind = core::mem::take(&mut device.behind);
             behind.retain(|other| device.delivers(other.devfn));
@@ -353,10 +421,15 @@ fn a_held_function_is_alone((mut root, hostile, copies): Buses) -> Result<(), Te
             *bridges[to % count] = *bridges[from % count];
         }
     }
+    // A root bus has one number for ever.
+    root.iter_mut().for_each(|device| device.captured = None);
     let mut found = vec![];
     requester_ids(&root, 0, &mut found);
     for rid in &found {
-        if hold(&Fake::new(root.clone()), *rid).is_ok() {
+        let fake = Fake::new(root.clone());
+        if hold(&fake, *rid).is_ok() {
+            let mut found = vec![];
+            requester_ids(&fake.state().root, 0, &mut found);
             prop_assert_eq!(found.iter().filter(|other| *other == rid).count(), 1);
         }
     }
