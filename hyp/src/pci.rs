@@ -5,7 +5,8 @@
 //! of the root bus is taken from the host first, from the root bus down, and each is read only after it is
 //! held: then nothing above a bus that is being read can change. What the host wrote there before is a claim.
 //! Bus numbers that do not form a tree inside the root bus's range, or with which a second function could
-//! have the same Requester ID, are refused.
+//! have the same Requester ID, are refused. A bridge may also be programmed through its BARs: those of bridges on
+//! root buses are held too, any other must be out of the host's reach.
 //!
 //! Root buses can share one configuration space, where a bridge of another root bus could claim the
 //! function's bus and answer for it, or even a root bus, and hide the bridges that are on it. So the bridges
@@ -24,6 +25,7 @@ use crate::devicetree::{Machine, PcieNode};
 use crate::list::List;
 use crate::platform::Platform;
 use abi::Status;
+use bars::BridgeBars;
 use config::{Config, Devices, Header};
 use core::fmt;
 use smmuv3::address::PhysRange;
@@ -70,6 +72,9 @@ pub enum PciError {
     /// The bridge with this Requester ID, which is above the function, is not a PCI Express port: it sends
     /// with its own Requester ID for all that is behind it.
     Conventional(u16),
+    /// The bridge with this Requester ID, which is on no root bus, has a BAR that the host can reach. It may show the configuration
+    /// registers of ports, and how large it is cannot be found while requests pass through the bridge. The host can give it the address 0.
+    Memory(u16),
     /// The function has memory that no BAR shows (Enhanced Allocation).
     EnhancedAllocation,
     /// There are more bridges or functions than one call looks at.
@@ -85,7 +90,7 @@ impl PciError {
             Self::NotFound | Self::Ambiguous | Self::Conventional(_) | Self::EnhancedAllocation => {
                 Status::UnknownStream
             }
-            Self::BusNumbers(_) | Self::Hidden(_) | Self::Unnumbered(_) => Status::Busy,
+            Self::BusNumbers(_) | Self::Hidden(_) | Self::Unnumbered(_) | Self::Memory(_) => Status::Busy,
             Self::TooMany => Status::NoSpace,
             Self::TimedOut => Status::Hardware,
         }
@@ -101,6 +106,7 @@ impl fmt::Display for PciError {
             Self::Hidden(rid) => write!(f, "another function answers for the bridge {rid:#06x}"),
             Self::Unnumbered(rid) => write!(f, "the bridge {rid:#06x} has no bus numbers"),
             Self::Conventional(rid) => write!(f, "the bridge {rid:#06x} is not a PCI Express port"),
+            Self::Memory(rid) => write!(f, "the bridge {rid:#06x} has a BAR that the host can reach"),
             Self::EnhancedAllocation => f.write_str("the function has memory that no BAR shows"),
             Self::TooMany => f.write_str("there are more PCI bridges or functions than one call looks at"),
             Self::TimedOut => f.write_str("PCI configuration registers do not answer in time"),
@@ -167,14 +173,14 @@ const fn bus_of(rid: u16) -> u8 {
 
 /// Walks every bridge of the machine's protected root buses, those of the function's last, and the function,
 /// and calls `hold` with each range that must leave the host's stage 2, a multiple of 4 KiB: the
-/// configuration pages of the bridges on all root buses (`roots`) before any register is read, others before
+/// configuration pages of the bridges on all root buses (`roots`) before any register is read, their BARs, other pages before
 /// they are read for what the host could change, then the function's BARs. When `hold` returns, no CPU of the
 /// host can reach the range any more. A range can overlap ones that are held already, for this or for another
 /// function: `hold` counts.
 ///
 /// The function's BARs are sized while its memory and I/O decoding is off; the BARs and the Command register
 /// are as before on return. At most 16,384 configuration registers are read, within [`TIMEOUT_NS`](crate::smmu::TIMEOUT_NS),
-/// and `hold` is called 56 times at most.
+/// and `hold` is called 392 times at most, 104 if each bridge has one BAR.
 ///
 /// Calls must not run at the same time.
 ///
@@ -275,6 +281,10 @@ impl<'a, P: Platform> Walk<'a, P> {
                     }
                     let page = self.config.page(rid).ok_or(PciError::NotFound)?;
                     hold(page).map_err(HoldError::Hold)?;
+                    // To size a BAR is to stop what passes through the bridge, or to have it answer for a moment where others do.
+                    if !BridgeBars::most(&mut self.config, node, rid)?.is_empty() {
+                        return Err(PciError::Memory(rid).into());
+                    }
                 }
                 // Whatever number a function of another root bus has captured, it sends through another map.
                 if self.target.is_some() {

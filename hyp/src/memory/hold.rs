@@ -10,7 +10,7 @@ use super::{Context, Failure, HOST_DEVICE, IoCaches, Ownership};
 use crate::list::{Full, List};
 use crate::platform::Platform;
 
-/// The most ranges that are held at once: every bridge of the machine, and eight for each of some 24 functions.
+/// The most ranges that are held at once: every bridge of the machine, a BAR of each, and eight for each of some 20 functions.
 const MAX_HELD: usize = 256;
 /// The most other ranges that one overlaps, so that giving it back is bounded.
 const MAX_OVERLAPS: usize = 8;

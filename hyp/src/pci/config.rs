@@ -136,6 +136,11 @@ impl<'a, P: Platform> Config<'a, P> {
         Ok(Some((header, header_type & 0x80 != 0)))
     }
 
+    /// Whether a bridge has BARs and a ROM where a type 1 header has them: a type 2 header has other registers there.
+    pub fn has_bridge_bars(&mut self, rid: u16) -> Result<bool, PciError> {
+        Ok(self.read(rid, HEADER_TYPE)? >> 16 & 0x7f == 1)
+    }
+
     /// Makes the function send with the number of the bus it is on now: it captures that number from each
     /// configuration write (2.2.6.2), and the last one may be from before the bus was renumbered. Its ID
     /// registers are read-only, and get their own value all the same.

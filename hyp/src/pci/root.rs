@@ -5,6 +5,7 @@
 //! each root bus were looked at when the host runs, bridges of two of them could hide each other in turn: so
 //! their pages are known beforehand and are all held before any is read.
 
+use super::bars::BridgeBars;
 use super::config::{Config, Devices, Header};
 use super::{HoldError, MAX_BRIDGES, PciError};
 use crate::devicetree::{Machine, PcieNode};
@@ -12,8 +13,8 @@ use crate::list::List;
 use crate::platform::Platform;
 use smmuv3::address::PhysRange;
 
-/// Two registers of each function that a root bus can have.
-const MAX_READS: u32 = 2 * 256;
+/// Two registers of each function that a root bus can have, and ten of each bridge.
+const MAX_READS: u32 = 2 * 256 + 10 * MAX_BRIDGES as u32;
 
 #[derive(Clone, Copy)]
 struct RootBridge {
@@ -22,6 +23,7 @@ struct RootBridge {
     rid: u16,
     /// Vendor and Device ID.
     id: u32,
+    bars: BridgeBars,
 }
 
 /// The bridges on the root buses of the machine that the host can reach.
@@ -48,8 +50,9 @@ impl RootBridges {
         Self { nodes: 0, bridges: List::new(), too_many: false }
     }
 
-    /// Looks at every function of every root bus that the host can reach, some 500 configuration registers
-    /// each at most, and writes none. To be called before the host runs.
+    /// Looks at every function of every root bus that the host can reach, some 1,000 configuration registers
+    /// each at most, and sizes the BARs of bridges: later requests will pass through them, which they forward only while they decode
+    /// memory. Every register is as before on return. To be called before the host runs.
     ///
     /// With more than 48 bridges every [`hold_function`](super::hold_function) answers [`PciError::TooMany`].
     pub fn find<P: Platform>(p: &P, machine: &Machine) -> Self {
@@ -62,13 +65,14 @@ impl RootBridges {
     }
 
     fn add<P: Platform>(&mut self, p: &P, index: usize, node: &PcieNode) -> Result<(), PciError> {
-        let mut config = Config::new(p, node, MAX_READS + MAX_BRIDGES as u32);
+        let mut config = Config::new(p, node, MAX_READS);
         let mut at = Some(u16::from(node.first_bus) << 8);
         while let Some(rid) = at {
             let found = config.header(rid)?;
             at = Devices::Any.after(rid, found);
             if let Some((Header::Bridge, _)) = found {
-                let bridge = RootBridge { node: index, rid, id: config.id(rid)? };
+                let (id, bars) = (config.id(rid)?, BridgeBars::size(&mut config, rid)?);
+                let bridge = RootBridge { node: index, rid, id, bars };
                 self.bridges.push(bridge).map_err(|_| PciError::TooMany)?;
             }
         }
@@ -97,7 +101,8 @@ impl RootBridges {
 
     /// Holds the configuration page of every bridge, then checks that each is still the one that answers
     /// there and has no bus number outside its root bus's range, nor that of the root bus: then no root bus
-    /// hides another. `config` is that of any root bus afterwards.
+    /// hides another. Then it holds what their BARs show: a port may show its configuration registers, and those of others, there too.
+    /// `config` is that of any root bus afterwards.
     pub(super) fn hold<'a, P: Platform, E>(
         &self,
         machine: &'a Machine,
@@ -119,6 +124,13 @@ impl RootBridges {
                 return Err(PciError::Hidden(bridge.rid).into());
             }
             config.bus_numbers(bridge.rid, node.first_bus, node.last_bus)?;
+        }
+        for bridge in self.bridges.iter() {
+            let node = machine.pcie.get(bridge.node).ok_or(PciError::NotFound)?;
+            config.enter(node);
+            for range in bridge.bars.ranges(config, node, bridge.rid)?.iter() {
+                hold(*range).map_err(HoldError::Hold)?;
+            }
         }
         Ok(())
     }

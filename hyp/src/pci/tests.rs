@@ -116,6 +116,8 @@ struct State {
     asked: BTreeSet<u16>,
     /// What the host writes when a register of this bus is read the first time: bus numbers to a bridge.
     host: Option<(u8, u16, [u8; 4])>,
+    /// Before, the firmware's are all registers.
+    host_runs: bool,
     /// Registers that were read before their page was held, though the host can change them.
     early: Vec<u16>,
 }
@@ -138,6 +140,7 @@ impl Fake {
             read_ns: 0,
             asked,
             host: None,
+            host_runs: false,
             early,
         }))
     }
@@ -231,7 +234,7 @@ impl Platform for Fake {
         if let Some((_, rid, numbers)) = state.host.take_if(|host| host.0 == bus) {
             state.renumber(rid, numbers);
         }
-        let held = state.held.contains(&(address.0 & !0xfff));
+        let held = !state.host_runs || state.held.contains(&(address.0 & !0xfff));
         let Some(device) = state.answers(bus, devfn) else { return u32::MAX };
         let word = device.words.get(usize::from(at) / 4).copied().unwrap_or(0);
         if ![0, 0xc].contains(&at) && !held {
@@ -245,7 +248,7 @@ impl Platform for Fake {
         state.accesses += 1;
         let offset = address.0 - ECAM;
         let (bus, devfn, at) = ((offset >> 20) as u8, (offset >> 12) as u8, offset as u16 & 0xfff);
-        let held = state.held.contains(&(address.0 & !0xfff));
+        let held = !state.host_runs || state.held.contains(&(address.0 & !0xfff));
         let Some(device) = state.answers(bus, devfn) else { return };
         device.captured = Some(bus);
         let index = usize::from(at) / 4;
@@ -253,7 +256,7 @@ impl Platform for Fake {
             device.words[1] &= !(value & 0xf900_0000);
         }
         device.words[index] = device.words[index] & !device.writable[index] | value & device.writable[index];
-        let is_bar = (0x10..0x34).contains(&at);
+        let is_bar = (0x10..0x3c).contains(&at);
         assert!(!is_bar || (held && device.words[1] & 0b11 == 0), "BAR {at:#x} written while live");
         assert!(at == 0 || held, "{at:#x} written while the host can write it too");
     }
@@ -275,6 +278,20 @@ impl Platform for Fake {
         None
     }
     fn heap_give(&self, _: Heap, _: PhysAddr, _: u8) {}
+}
+
+/// As when the hypervisor starts, before the host does.
+fn find_roots(fake: &Fake, machine: &Machine) -> RootBridges {
+    fake.state().host_runs = false;
+    let before = fake.state().root.clone();
+    let roots = RootBridges::find(fake, machine);
+    assert!(same(&before, &fake.state().root), "a register has changed");
+    fake.state().host_runs = true;
+    roots
+}
+
+fn same(before: &[Device], after: &[Device]) -> bool {
+    before.iter().zip(after).all(|(a, b)| a.words == b.words && same(&a.behind, &b.behind))
 }
 
 fn range(start: u64, size_bytes: u64) -> PhysRange {
@@ -336,7 +353,7 @@ fn hold(fake: &Fake, rid: u16) -> Result<Vec<PhysRange>, HoldError<()>> {
     let before = fake.state().root.clone();
     let mut held = vec![];
     let (machine, function) = (machine(), Function { node: 0, rid });
-    let roots = RootBridges::find(fake, &machine);
+    let roots = find_roots(fake, &machine);
     assert!(fake.state().early.is_empty(), "{:x?}", fake.state().early);
     fake.state().accesses = 0;
     let result = hold_function(fake, &machine, &roots, function, &mut |range: PhysRange| {
@@ -353,9 +370,6 @@ fn hold(fake: &Fake, rid: u16) -> Result<Vec<PhysRange>, HoldError<()>> {
         state.accesses,
         held.len()
     );
-    fn same(before: &[Device], after: &[Device]) -> bool {
-        before.iter().zip(after).all(|(a, b)| a.words == b.words && same(&a.behind, &b.behind))
-    }
     assert!(same(&before, &state.root), "a register has changed");
     result.map(|()| held)
 }
@@ -404,6 +418,61 @@ fn bridges_function_and_bars_are_held() {
     ];
     // The BAR at 0x2000_0000 is in no window.
     assert_eq!(held, expected);
+}
+
+#[test]
+fn bars_of_bridges_on_root_buses_are_held() {
+    let bridge = Device::bridge(1, 1, 1, vec![Device::new(0)]).bar(0x10, 0x1100_0000, 0xffff_c000).bar(
+        0x38,
+        0x1200_0001,
+        0xffff_0001,
+    );
+    let held = |bridge: &Device| hold(&Fake::new(vec![bridge.clone()]), 0x100).unwrap();
+    let expected = [page(0x08), range(0x1100_0000, 0x4000), range(0x1200_0000, 0x1_0000), page(0x100)];
+    assert_eq!(held(&bridge), expected);
+    let wide = bridge.clone().bar(0x10, 0x0010_000c, 0xfff0_0000).bar(0x14, 0x80, 0xffff_ffff);
+    assert_eq!(held(&wide)[1], range(0x90_0010_0000, 0x10_0000));
+    // Neither a ROM that is off, nor what is not decoded, nor an address in no window is anybody's to reach.
+    assert_eq!(held(&bridge.clone().bar(0x38, 0x1200_0000, 0xffff_0001)).len(), 3);
+    assert_eq!(held(&bridge.clone().word(4, 0xf010_0004)).len(), 2);
+    assert_eq!(held(&bridge.clone().bar(0x10, 0x2000_0000, 0xffff_c000)).len(), 3);
+    // The host has moved it since, or what is there is no BAR at all but part of a CardBus bridge.
+    let fake = Fake::new(vec![bridge.clone()]);
+    let roots = find_roots(&fake, &machine());
+    fake.state().root[0].words[4] = 0x1500_0000;
+    let mut moved = vec![];
+    let function = Function { node: 0, rid: 0x100 };
+    let result = hold_function(&fake, &machine(), &roots, function, &mut |range: PhysRange| {
+        fake.state().held.insert(range.start().0);
+        moved.push(range);
+        Ok::<(), ()>(())
+    });
+    assert_eq!((result, moved[1]), (Ok(()), range(0x1500_0000, 0x4000)));
+    let mut cardbus = vec![bridge.word(0xc, 0x0002_0000), Device::bridge(2, 1, 1, vec![Device::new(0)])];
+    cardbus[0].words[usize::from(BUS) / 4] = 0x0002_0200;
+    assert_eq!(hold(&Fake::new(cardbus), 0x100).unwrap().len(), 3);
+}
+
+/// Their size is not to be had: requests pass through them.
+#[test]
+fn a_bar_of_any_other_bridge_is_refused() {
+    let behind = |bridge: Device| {
+        let upstream = Device { behind: vec![Device::bridge(0, 3, 3, vec![Device::new(0)])], ..bridge };
+        hold(&Fake::new(vec![Device::bridge(1, 1, 3, vec![upstream])]), 0x300).map(|held| held.len())
+    };
+    let bridge = || Device::bridge(0, 2, 3, vec![]).port(UPSTREAM);
+    let refused = Err(HoldError::Pci(PciError::Memory(0x100)));
+    assert_eq!(behind(bridge()), Ok(4));
+    for (at, value) in [(0x10, 0x1100_0000), (0x14, 0x1100_0000), (0x14, 0x2321), (0x38, 0x1100_0001)] {
+        assert_eq!(behind(bridge().bar(at, value, 0xffff_0000)), refused, "{at:#x} {value:#x}");
+    }
+    assert_eq!(behind(bridge().bar(0x10, 0x4, 0xffff_0000).bar(0x14, 0x80, !0)), refused, "64 bits");
+    // No address, one in no window, a ROM that is off, and a bridge that decodes nothing.
+    for (at, value) in [(0x10, 0xc), (0x10, 0x0800_0000), (0x14, 0x0001_2321), (0x38, 0x1100_0000)] {
+        assert_eq!(behind(bridge().bar(at, value, 0xffff_0000)), Ok(4), "{at:#x} {value:#x}");
+    }
+    assert_eq!(behind(bridge().word(4, 0xf010_0004).bar(0x10, 0x1100_0000, 0xffff_0000)), Ok(4));
+    assert_eq!(PciError::Memory(0x100).status(), Status::Busy);
 }
 
 /// A second root bus with buses 16 to 31, whose streams are on the first SMMU.
@@ -459,7 +528,7 @@ fn a_refused_hold_ends_the_walk() {
         let fake = Fake::new(tree());
         let mut count = 0;
         let (machine, function) = (machine(), Function { node: 0, rid: 0x300 });
-        let roots = RootBridges::find(&fake, &machine);
+        let roots = find_roots(&fake, &machine);
         let result = hold_function(&fake, &machine, &roots, function, &mut |range: PhysRange| {
             fake.state().held.insert(range.start().0);
             count += 1;

@@ -30,7 +30,7 @@ fn bridges_on_all_root_buses_are_held_before_anything_is_read() {
     let port = |secondary| Device::bridge(1, secondary, secondary, vec![Device::new(0)]);
     let fake = Fake::with_second(vec![port(1)], vec![port(17)]);
     let machine = two_roots();
-    let roots = RootBridges::find(&fake, &machine);
+    let roots = find_roots(&fake, &machine);
     for function in [Function { node: 0, rid: 0x100 }, Function { node: 1, rid: 0x1100 }] {
         fake.state().accesses = 0;
         let mut early = vec![];
@@ -50,7 +50,7 @@ fn no_root_bus_hides_another_while_the_function_is_looked_for() {
     let port = |secondary| Device::bridge(1, secondary, secondary, vec![Device::new(0)]);
     let fake = Fake::with_second(vec![port(1)], vec![port(17)]);
     let machine = two_roots();
-    let roots = RootBridges::find(&fake, &machine);
+    let roots = find_roots(&fake, &machine);
     // The first root bus's port hides the second root bus until the first is read: then the second's port
     // would stay with the host, to claim the function's bus later.
     fake.state().renumber(0x08, [0, 16, 17, 0]);
@@ -75,7 +75,7 @@ fn an_unprotected_root_bus_is_left_alone() {
     second.ecam = range(ECAM - (16 << 20), 16 << 20);
     second.windows.clear();
     second.iommu_map.get_mut(0).unwrap().length -= 1;
-    let roots = RootBridges::find(&fake, &machine);
+    let roots = find_roots(&fake, &machine);
     let hold = |node, rid| hold_with(&fake, &machine, &roots, Function { node, rid });
     assert_eq!(hold(0, 0x100), Ok(vec![page(0x08), page(0x100)]));
     assert_eq!(hold(1, 0x1100), Err(HoldError::Pci(PciError::NotFound)));
@@ -87,7 +87,7 @@ fn with_too_many_bridges_on_root_buses_no_function_is_given() {
     let with = |count| {
         let fake = Fake::with_second(ports(32), ports(count));
         fake.state().root[31] = Device::new(31 << 3);
-        let roots = RootBridges::find(&fake, &two_roots());
+        let roots = find_roots(&fake, &two_roots());
         let held = hold_with(&fake, &two_roots(), &roots, Function { node: 0, rid: 31 << 3 });
         (roots.are_too_many(), held.map(|held| held.len()))
     };
@@ -102,7 +102,7 @@ fn no_bridge_of_another_root_bus_answers_for_the_function() {
     let decoy = |secondary, last| vec![Device::bridge(1, secondary, last, vec![Device::new(0)])];
     let hold = |fake: &Fake| {
         let machine = two_roots();
-        hold_with(fake, &machine, &RootBridges::find(fake, &machine), Function { node: 1, rid: 0x1100 })
+        hold_with(fake, &machine, &find_roots(fake, &machine), Function { node: 1, rid: 0x1100 })
     };
     for (secondary, last) in [(17, 17), (16, 17), (1, 17), (1, 16), (0, 17)] {
         let fake = Fake::with_second(decoy(secondary, last), vec![given()]);
@@ -131,7 +131,7 @@ fn bridges_of_all_root_buses_count() {
             .take(MAX_BRIDGES - 15 - 10)
             .collect();
         let machine = two_roots();
-        let roots = RootBridges::find(&fake, &machine);
+        let roots = find_roots(&fake, &machine);
         hold_with(&fake, &machine, &roots, Function { node: 1, rid: 0x1100 }).map(|_| ())
     };
     assert_eq!(with(10), Err(HoldError::Pci(PciError::NotFound)), "nothing is behind the ports");
@@ -162,7 +162,7 @@ fn functions_beside_a_silent_one_are_looked_at() {
     root.push(Device::bridge(2, 2, 2, vec![Device::new(0)]));
     root[1].behind[0].captured = Some(2);
     let (fake, machine) = (Fake::new(root), machine());
-    let roots = RootBridges::find(&fake, &machine);
+    let roots = find_roots(&fake, &machine);
     fake.state().root[0].silent = true;
     hold_with(&fake, &machine, &roots, Function { node: 0, rid: 0x200 }).unwrap();
     assert_eq!(fake.state().root[1].behind[0].captured, Some(1));
@@ -269,7 +269,7 @@ fn a_large_machine_is_walked_within_the_bound() {
         Device { devfn: port, ..bridge }
     });
     let fake = Fake::new(root.collect());
-    let roots = RootBridges::find(&fake, &machine());
+    let roots = find_roots(&fake, &machine());
     assert_eq!(hold_with(&fake, &machine(), &roots, Function { node: 0, rid: 0x3000 }).map(|_| ()), Ok(()));
 }
 
@@ -303,7 +303,7 @@ fn the_walk_is_bounded() {
 #[test]
 fn reads_that_take_long_end_the_walk() {
     let fake = Fake::new(tree());
-    let roots = RootBridges::find(&fake, &machine());
+    let roots = find_roots(&fake, &machine());
     fake.state().read_ns = 50_000_000;
     let function = Function { node: 0, rid: 0x300 };
     let held = hold_with(&fake, &machine(), &roots, function);
