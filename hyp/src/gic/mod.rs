@@ -24,6 +24,7 @@ use crate::devicetree::Machine;
 use crate::memory::Ownership;
 use crate::memory::pool::Pool;
 use crate::platform::Platform;
+use crate::smmu::TIMEOUT_NS;
 use crate::sync::Mutex;
 
 /// The most ITSs.
@@ -60,7 +61,7 @@ impl<P> Copy for Services<'_, P> {}
 /// Why the Redistributors cannot be mediated, or an ITS cannot be turned off. One sentence when displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GicError {
-    /// LPIs were enabled before the hypervisor started and cannot be turned off: the tables may be anywhere.
+    /// LPIs were enabled before the hypervisor started and cannot be turned off, or not in time: the tables may be anywhere.
     LpisEnabled(PhysAddr),
     /// The ITS at this address cannot be turned off: it may go on to read and write its tables.
     ItsEnabled(PhysAddr),
@@ -89,6 +90,20 @@ impl fmt::Display for GicError {
 }
 
 impl core::error::Error for GicError {}
+
+/// Waits until these bits of a register have these values, for [`TIMEOUT_NS`] at most; whether they have.
+fn waited_for<P: Platform>(p: &P, register: PhysAddr, bits: u32, values: u32) -> bool {
+    let start = p.now_ns();
+    loop {
+        // Read before the value, so that a last look follows a long pause.
+        let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
+        let is_done = p.read_register_u32(register) & bits == values;
+        if is_done || late {
+            return is_done;
+        }
+        p.relax();
+    }
+}
 
 /// The Redistributors and ITSs of the machine.
 pub struct Gic {

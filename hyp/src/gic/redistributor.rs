@@ -3,7 +3,8 @@
 //! A Redistributor reads the LPI Configuration table and reads and writes the LPI Pending table by itself, with no SMMU in front of
 //! it: GICR_PROPBASER and GICR_PENDBASER (IHI 0069, 12.11) would be a way around every page table. So the 4 KiB page of RD_base
 //! that holds them is absent from the host's stage 2, and EL2 emulates it. What the host may use is on an allow list;
-//! all else reads as zero and ignores writes. The frames of virtual LPIs (GICv4) are absent as a whole and read as zero.
+//! all else reads as zero and ignores writes. So is the page of VLPI_base (GICv4) that holds
+//! GICR_VPROPBASER and GICR_VPENDBASER: all of it reads as zero and ignores writes.
 //!
 //! The host's values of the two registers stay with EL2 until the host sets GICR_CTLR.EnableLPIs. Then both tables must be
 //! memory of the host's, they are pinned, and only then the hardware gets their addresses. The pending table stays pinned until the hardware says that LPIs
@@ -13,7 +14,7 @@
 use smmuv3::address::{PhysAddr, PhysRange};
 
 use super::access::{Access, Half};
-use super::{FIRST_LPI, GicError, Services};
+use super::{FIRST_LPI, GicError, Services, waited_for};
 use crate::devicetree::Machine;
 use crate::list::List;
 use crate::platform::Platform;
@@ -459,15 +460,14 @@ impl Tables {
     }
 }
 
+/// Turns LPIs off, and waits until the Redistributor has let go of its tables: then they can be anybody's, and others can be named.
 fn turn_lpis_off<P: Platform>(p: &P, base: PhysAddr) -> Result<(), GicError> {
-    let ctlr = p.read_register_u32(base.offset(CTLR));
-    if ctlr & CTLR_ENABLE_LPIS == 0 {
-        return Ok(());
+    let register = base.offset(CTLR);
+    let ctlr = p.read_register_u32(register);
+    if ctlr & CTLR_ENABLE_LPIS != 0 {
+        // Allowed where CTLR.CES is 1; elsewhere the bit is RES1 once it is set.
+        p.write_register_u32(register, ctlr & !CTLR_ENABLE_LPIS);
     }
-    // Allowed where CTLR.CES is 1; elsewhere the bit is RES1 once it is set.
-    p.write_register_u32(base.offset(CTLR), ctlr & !CTLR_ENABLE_LPIS);
-    if p.read_register_u32(base.offset(CTLR)) & CTLR_ENABLE_LPIS != 0 {
-        return Err(GicError::LpisEnabled(base));
-    }
-    Ok(())
+    let is_off = waited_for(p, register, CTLR_ENABLE_LPIS | CTLR_RWP, 0);
+    if is_off { Ok(()) } else { Err(GicError::LpisEnabled(base)) }
 }

@@ -9,11 +9,10 @@ use super::devices::{Devices, MAX_DEVICE_BITS};
 use super::queue::ShadowQueue;
 use super::registers::*;
 use crate::devicetree::Machine;
-use crate::gic::GicError;
 use crate::gic::redistributor::Redistributors;
+use crate::gic::{GicError, waited_for};
 use crate::memory::pool::{OutOfPages, PAGE_LOG2, Pool};
 use crate::platform::Platform;
-use crate::smmu::TIMEOUT_NS;
 
 /// The most bytes of a table, and of an ITT: what one trap wipes at most.
 const MAX_TABLE_BYTES: u64 = 1 << 20;
@@ -58,7 +57,7 @@ impl fmt::Display for Unusable {
     }
 }
 
-/// Turns every ITS off and waits at most [`TIMEOUT_NS`] for each to be quiescent. Called once, before the host runs.
+/// Turns every ITS off and waits for each to be quiescent, for a bounded time. Called once, before the host runs.
 ///
 /// # Errors
 /// [`GicError::ItsEnabled`]; those after it are as they were.
@@ -69,18 +68,8 @@ pub fn turn_off<P: Platform>(p: &P, machine: &Machine) -> Result<(), GicError> {
         if ctlr & CTLR_ENABLED != 0 {
             p.write_register_u32(register, ctlr & !CTLR_ENABLED);
         }
-        let start = p.now_ns();
-        loop {
-            // Read before the value, so that a last look follows a long pause.
-            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-            let ctlr = p.read_register_u32(register);
-            if ctlr & (CTLR_ENABLED | CTLR_QUIESCENT) == CTLR_QUIESCENT {
-                break;
-            }
-            if late {
-                return Err(GicError::ItsEnabled(its.start()));
-            }
-            p.relax();
+        if !waited_for(p, register, CTLR_ENABLED | CTLR_QUIESCENT, CTLR_QUIESCENT) {
+            return Err(GicError::ItsEnabled(its.start()));
         }
     }
     Ok(())

@@ -5,7 +5,11 @@ use std::vec::Vec;
 use abi::{Function, Status};
 use proptest::prelude::*;
 
+use smmuv3::address::PhysAddr;
+
 use super::model::{GICR, GICR_1, POOL, Scene};
+use crate::gic::GicError;
+use crate::hypervisor::BootError;
 use crate::memory::tests::platform::RAM;
 
 const PROPERTIES: u64 = RAM + 0x10_0000;
@@ -135,6 +139,19 @@ fn a_kernel_in_the_place_of_another_gives_each_redistributor_its_own_tables() {
     for page in [PROPERTIES, new_properties, new_pending] {
         donate(&scene, page).unwrap();
     }
+}
+
+#[test]
+fn boot_waits_until_lpis_are_off() {
+    let scene = Scene::new(|gic| gic.leave_lpis_on(20));
+    assert!(scene.platform().gic.lock().unwrap().lpi_tables.is_empty());
+    assert!(enable(&scene, PROPERTIES, PENDING), "the control");
+    let result = Scene::try_new(|gic| gic.leave_lpis_on(u32::MAX));
+    let expected = BootError::Gic(GicError::LpisEnabled(PhysAddr(GICR)));
+    assert_eq!(result.map(|_| ()), Err(expected));
+    // A write that is not complete, of firmware that turned them off itself.
+    let scene = Scene::new(|gic| gic.pending_reads = 20);
+    assert_eq!(scene.platform().gic.lock().unwrap().pending_reads, 0);
 }
 
 #[test]

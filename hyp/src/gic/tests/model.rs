@@ -13,7 +13,7 @@ use smmuv3::memory::Memory;
 
 use crate::gic::{Access, Answer};
 use crate::hypercall;
-use crate::hypervisor::{Boot, Hypervisor};
+use crate::hypervisor::{Boot, BootError, Hypervisor};
 use crate::memory::tests::platform::{RAM, TestPlatform, machine, range};
 use crate::platform::{Heap, Platform};
 
@@ -50,7 +50,7 @@ pub struct State {
     /// How often GICR_CTLR.RWP reads as 1 after EnableLPIs was cleared; as long as it does the tables are in use.
     pub write_pending: u32,
     /// What is left of that.
-    pending_reads: u32,
+    pub pending_reads: u32,
     now_ns: u64,
 }
 
@@ -290,6 +290,7 @@ impl Platform for GicPlatform {
             && matches!(address.0 - base, 0x70 | 0x78)
         {
             assert!(!gic.pending_tables.contains_key(&base), "{address} is written while LPIs are on");
+            assert!(base != GICR || gic.pending_reads == 0, "{address} is written before LPIs are off");
         }
         let fixed = match address.0 - ITS {
             0x100 => 1 << 56 | (ENTRY_BYTES - 1) << 48,
@@ -339,6 +340,10 @@ pub struct Scene(pub Box<Hypervisor<GicPlatform>>);
 
 impl Scene {
     pub fn new(prepare: impl Fn(&mut State)) -> Self {
+        Self::try_new(prepare).unwrap()
+    }
+
+    pub fn try_new(prepare: impl Fn(&mut State)) -> Result<Self, BootError> {
         let platform = GicPlatform::default();
         let mut machine = machine(&platform.memory);
         machine.redistributors.clear();
@@ -359,8 +364,8 @@ impl Scene {
         }
         let mut hypervisor = Box::new(Hypervisor::new(platform));
         let pool = [range(POOL, POOL_BYTES)];
-        hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool }).unwrap();
-        Self(hypervisor)
+        hypervisor.start(Boot { machine: &machine, pa_bits: 48, image: &[], pool: &pool })?;
+        Ok(Self(hypervisor))
     }
 
     pub fn platform(&self) -> &GicPlatform {
@@ -419,6 +424,15 @@ impl Scene {
 }
 
 impl State {
+    /// Firmware left LPIs on; once they are off GICR_CTLR.RWP reads as 1 this often.
+    pub fn leave_lpis_on(&mut self, write_pending: u32) {
+        (self.lpis_can_end, self.write_pending) = (true, write_pending);
+        for (register, value) in [(0x70, RAM | 15), (0x78, RAM + 0x10_0000)] {
+            self.registers.insert(GICR + register, value);
+        }
+        self.lpis(GICR, 1);
+    }
+
     /// The GIC has no LPIs (GICD_TYPER.LPIS, GICR_TYPER.PLPIS).
     pub fn hide_lpis(&mut self) {
         self.registers.insert(GICD + 4, 15 << 19);
