@@ -8,7 +8,8 @@
 //!
 //! The host's values of the two registers stay with EL2 until the host sets GICR_CTLR.EnableLPIs. Then both tables must be
 //! memory of the host's, they are pinned, and only then the hardware gets their addresses. The pending table stays pinned until the hardware says that LPIs
-//! are off, which not every one can do (GICR_CTLR.CES), the configuration table until all Redistributors say so. The contents of both tables are bits and priorities: whatever the host
+//! are off, which not every one can do (GICR_CTLR.CES), the configuration table until all Redistributors say so. Redistributors may have GICR_PROPBASER in common, so
+//! all that have LPIs on have the same IDbits: else one could read and write its tables as far as another's register says. The contents of both tables are bits and priorities: whatever the host
 //! writes there, it changes its own interrupts only. When the machine has no ITS that is mediated, LPIs are reported as not implemented.
 
 use smmuv3::address::{PhysAddr, PhysRange};
@@ -413,6 +414,11 @@ impl Lpis {
             self.log_refusal(base, "the tables have no place, or too few bits");
             return false;
         };
+        let mut others = self.tables.iter().filter_map(|tables| tables.in_use);
+        if others.any(|other| other.pending.size_bytes() != in_use.pending.size_bytes()) {
+            self.log_refusal(base, "it has not as many bits of INTIDs as the others");
+            return false;
+        }
         let p = services.platform;
         let pendbaser = tables.pendbaser;
         if services.memory.lock().pin(p, in_use.pending).is_err() {

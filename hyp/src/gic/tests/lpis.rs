@@ -141,6 +141,28 @@ fn a_kernel_in_the_place_of_another_gives_each_redistributor_its_own_tables() {
     }
 }
 
+/// IHI 0069, 12.11.32: where Redistributors have their configuration table in common, all must have the same IDbits.
+#[test]
+fn redistributors_with_lpis_on_have_as_many_bits() {
+    let scene = Scene::new(|gic| gic.lpis_can_end = true);
+    let enable_with = |base, pending, bits| {
+        scene.store(base + 0x70, 8, PROPERTIES | bits);
+        scene.store(base + 0x78, 8, pending);
+        scene.store(base, 4, 1);
+        scene.load(base, 4) & 1 == 1
+    };
+    let other = PENDING + 0x1_0000;
+    assert!(enable_with(GICR, PENDING, 14));
+    assert!(!enable_with(GICR_1, other, 13), "one that reads more than is pinned for it");
+    assert!(!enable_with(GICR_1, other, 15), "or writes");
+    assert!(enable_with(GICR_1, other, 14));
+    for base in [GICR, GICR_1] {
+        scene.store(base, 4, 0);
+    }
+    // Above those of the Distributor they are those of the Distributor.
+    assert!(enable_with(GICR, PENDING, 15) && enable_with(GICR_1, other, 31));
+}
+
 #[test]
 fn boot_waits_until_lpis_are_off() {
     let scene = Scene::new(|gic| gic.leave_lpis_on(20));

@@ -172,6 +172,9 @@ impl State {
             (true, None) => {
                 let (prop, pend) = (self.register(base + 0x70), self.register(base + 0x78));
                 let bits = (prop & 0x1f) + 1;
+                // They may have one register in common, and one table read as far as the other says.
+                let mut others = self.pending_tables.keys().map(|other| self.register(other + 0x70));
+                assert!(others.all(|other| (other & 0x1f) + 1 == bits), "UNPREDICTABLE: IDbits differ");
                 let pending = range(pend & 0x000f_ffff_ffff_0000, (1 << bits) / 8);
                 self.lpi_tables.extend([range(prop & 0x000f_ffff_ffff_f000, (1 << bits) - 8192), pending]);
                 self.pending_tables.insert(base, pending);
