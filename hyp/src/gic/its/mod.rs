@@ -402,7 +402,9 @@ impl Its {
             | Command::Interrupt(event)
             | Command::Clear(event) => is_event(event),
             Command::InvalidateAll { collection } => is_collection(collection),
-            // Pending interrupts move from table to table, so there must be two.
+            // Pending interrupts move from table to table, so there must be two. Another CPU may turn LPIs off before the ITS has done it.
+            // Then it does nothing there, and neither do MOVI and the others: a Redistributor whose EnableLPIs is 0 ignores commands
+            // about LPIs (IHI 0069, GICR_CTLR). Its tables stay pinned until RWP says that it is done with what came before.
             Command::MoveAll { from, to } => {
                 [from, to].iter().all(|target| redistributors.has_lpis_on(p, by_address, *target))
             }
