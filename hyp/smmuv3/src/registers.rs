@@ -69,6 +69,8 @@ pub const EVENTQ_IRQ_CFG0_OFFSET: u64 = 0xb0;
 pub const EVENTQ_IRQ_CFG1_OFFSET: u64 = 0xb8;
 /// MSI of the event queue: memory attributes, 32 bits.
 pub const EVENTQ_IRQ_CFG2_OFFSET: u64 = 0xbc;
+/// MSI of the PRI queue: address, 64 bits, read-only while it interrupts.
+pub const PRIQ_IRQ_CFG0_OFFSET: u64 = 0xd0;
 /// Event queue producer index (6.3.30), 32 bits, in page 1.
 pub const EVENTQ_PROD_OFFSET: u64 = PAGE1 + 0xa8;
 /// Event queue consumer index (6.3.31), 32 bits, in page 1.

@@ -9,8 +9,9 @@ use smmuv3::features::{Features, IdRegisters, Part};
 use smmuv3::invalidation::{self, Queues, Traits};
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0, CR1, CR1_OFFSET, CR2, CR2_OFFSET,
-    EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GERROR_OFFSET, GERRORN_OFFSET, IDR0_OFFSET,
-    IDR1_OFFSET, IDR3_OFFSET, IDR5_OFFSET, IIDR_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET,
+    EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_IRQ_CFG0_OFFSET, EVENTQ_PROD_OFFSET,
+    GERROR_IRQ_CFG0_OFFSET, GERROR_OFFSET, GERRORN_OFFSET, IDR0_OFFSET, IDR1_OFFSET, IDR3_OFFSET,
+    IDR5_OFFSET, IIDR_OFFSET, IRQ_CTRL, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, PRIQ_IRQ_CFG0_OFFSET,
     QUEUE_BASE, STRTAB_BASE, STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
 };
 use smmuv3::ste::StreamTableEntry;
@@ -185,6 +186,7 @@ impl Smmu {
         registers.set_cr0(p, 0)?;
         registers.write_u32(p, IRQ_CTRL_OFFSET, 0);
         registers.await_u32(p, IRQ_CTRLACK_OFFSET, u32::MAX, 0)?;
+        self.forget_msis(p);
         let cached = CR1::QUEUE_IC::WriteBack.value
             | CR1::QUEUE_OC::WriteBack.value
             | CR1::QUEUE_SH::Inner.value
@@ -197,6 +199,20 @@ impl Smmu {
         registers.write_u32(p, CR2_OFFSET, private);
         registers.write_u32(p, GERRORN_OFFSET, registers.read_u32(p, GERROR_OFFSET));
         Ok(())
+    }
+
+    /// Takes away where MSIs go, while interrupts are off: reset, firmware or an earlier kernel left any address there, and nobody translates
+    /// the store of an MSI. With address 0 interrupts are wired (3.18).
+    fn forget_msis<P: Platform>(&self, p: &P) {
+        let Features { msi, pri, .. } = self.features;
+        let offsets = [
+            (GERROR_IRQ_CFG0_OFFSET, msi),
+            (EVENTQ_IRQ_CFG0_OFFSET, msi),
+            (PRIQ_IRQ_CFG0_OFFSET, msi && pri),
+        ];
+        for (offset, _) in offsets.iter().filter(|(_, is_there)| *is_there) {
+            self.registers.write_u64(p, *offset, 0);
+        }
     }
 
     /// Invalidates whatever the SMMU cached before (3.21).

@@ -94,6 +94,11 @@ impl SmmuConfig {
         self.with(0, 11, 1, 1)
     }
 
+    /// IDR0.MSI = 1: interrupts can be messages.
+    pub const fn with_msis(self) -> Self {
+        self.with(0, 13, 1, 1)
+    }
+
     /// IDR1.SSIDSIZE: bits of a SubstreamID.
     pub const fn ssid_bits(self, bits: u32) -> Self {
         self.with(1, 6, 5, bits)

@@ -1,7 +1,8 @@
 //! Event records and the event queue (IHI 0070, 7.2 and 7.3).
 
 use super::super::stage2::WalkFault;
-use super::registers::{EVENTQ_IRQEN, EVENTQEN};
+use super::interrupt::Source;
+use super::registers::EVENTQEN;
 use super::translate::Origin;
 use super::{Bus, Smmu};
 
@@ -148,15 +149,15 @@ impl Smmu {
         for (word, offset) in event.into_iter().zip((0..).step_by(8)) {
             if !bus.memory.write(slot + offset, word) {
                 // 7.2.2: an event that cannot be written is lost and EVENTQ_ABT_ERR becomes active.
-                if (r.gerror ^ r.gerrorn) & 4 == 0 {
-                    r.gerror ^= 4;
-                }
+                self.raise(bus, 4);
                 return;
             }
         }
         r.eventq_prod = r.eventq_prod & 1 << 31 | prod.wrapping_add(1) & mask;
-        // An edge: for what finds the queue not empty there is no other.
-        self.event_interrupts += u64::from(prod == cons && r.irq_ctrlack & EVENTQ_IRQEN != 0);
         self.events.push(event);
+        // An edge, when the queue is not empty any more (7.2): for what finds it so there is no other.
+        if prod == cons {
+            self.interrupt(bus, Source::Event);
+        }
     }
 }

@@ -8,6 +8,7 @@ pub mod command;
 pub mod config;
 pub mod context;
 pub mod event;
+pub mod interrupt;
 pub mod needless;
 pub mod queue;
 pub mod registers;
@@ -100,8 +101,8 @@ pub struct Smmu {
     pub in_flight: Vec<InFlight>,
     /// Event records written, whole.
     pub events: Vec<[u64; 4]>,
-    /// How often it interrupted because its event queue was not empty any more (3.18).
-    pub event_interrupts: u64,
+    /// Wired interrupts so far.
+    pub wired: Vec<interrupt::Source>,
     /// How often each identification register was read, by offset.
     pub id_reads: HashMap<u64, u64>,
     /// Bits of identification registers, by offset, that are others from the second read on.
@@ -137,7 +138,7 @@ impl Smmu {
             history: VecDeque::new(),
             in_flight: Vec::new(),
             events: Vec::new(),
-            event_interrupts: 0,
+            wired: Vec::new(),
             id_reads: HashMap::new(),
             lies: HashMap::new(),
             stuck: false,
@@ -186,9 +187,12 @@ impl Smmu {
     }
 
     /// Makes bits of GERROR active, but for those that are (6.3.18).
-    pub fn raise(&mut self, bits: u32) {
+    pub fn raise(&mut self, bus: &mut Bus, bits: u32) {
         let active = self.registers.gerror ^ self.registers.gerrorn;
         self.registers.gerror ^= bits & !active;
+        if bits & !active != 0 {
+            self.interrupt(bus, interrupt::Source::Error);
+        }
     }
 
     /// Commands of this opcode consumed since reset.

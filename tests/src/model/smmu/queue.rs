@@ -98,7 +98,7 @@ impl Smmu {
                 // 7.1: CONS stays at the failing command, ERR says why, GERROR toggles.
                 Outcome::Error(code) => {
                     self.registers.cmdq_cons = at | (code as u32) << 24;
-                    self.registers.gerror ^= CMDQ_ERR;
+                    self.raise(bus, CMDQ_ERR);
                     return;
                 }
             }
@@ -141,7 +141,7 @@ impl Smmu {
                     return Outcome::Waiting;
                 }
                 Some(Fault::Raise(bits)) => {
-                    self.raise(bits);
+                    self.raise(bus, bits);
                     if bits & CMDQ_ERR != 0 {
                         return Outcome::Waiting;
                     }

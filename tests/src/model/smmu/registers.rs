@@ -1,5 +1,6 @@
 //! Registers (IHI 0070, 6.3) and the rules for writing them.
 
+use super::interrupt::{ADDRESS, Msi};
 use super::{Bus, Smmu};
 
 /// Register state. Names are those of IHI 0070, 6.3.
@@ -23,7 +24,9 @@ pub struct Registers {
     pub eventq_base: u64,
     pub eventq_prod: u32,
     pub eventq_cons: u32,
-    pub irq_cfg: [u64; 8],
+    pub gerror_msi: Msi,
+    pub eventq_msi: Msi,
+    pub priq_msi: Msi,
     pub(crate) update_due_ns: u64,
     pub(crate) gbpa_due_ns: u64,
 }
@@ -99,12 +102,14 @@ impl Smmu {
             0x54 => r.irq_ctrlack,
             0x60 => r.gerror,
             0x64 => r.gerrorn,
+            0x68 | 0x6c => half(r.gerror_msi.address),
             0x80 | 0x84 => half(r.strtab_base),
             0x88 => r.strtab_base_cfg,
             0x90 | 0x94 => half(r.cmdq_base),
             0x98 => r.cmdq_prod,
             0x9c => r.cmdq_cons,
             0xa0 | 0xa4 => half(r.eventq_base),
+            0xb0 | 0xb4 => half(r.eventq_msi.address),
             0x1_00a8 => r.eventq_prod,
             0x1_00ac => r.eventq_cons,
             // 6.2.2: in newer revisions the page 0 offsets of the page 1 registers are RES0 or aliases; nobody should use them.
@@ -165,8 +170,13 @@ impl Smmu {
             }
             // 6.3.19, 6.3.31: MSIs. An address other than 0 makes the SMMU write memory by itself.
             0x68 | 0xb0 | 0xd0 => {
-                if value & 0x000f_ffff_ffff_fffc != 0 {
+                if value & ADDRESS != 0 {
                     self.violation(bus, format_args!("MSI address {value:#x} at {offset:#x}"));
+                }
+                let enabled = self.registers.irq_ctrl | self.registers.irq_ctrlack;
+                if let Some((msi, irqen)) = self.msi_at(offset) {
+                    msi.address = value & ADDRESS;
+                    self.guard(bus, "IRQ_CFG0", enabled & irqen == 0);
                 }
             }
             _ => self.violation(
@@ -271,7 +281,12 @@ impl Smmu {
             }
             0x1_00ac => self.registers.eventq_cons = value,
             // 6.3.20, 6.3.21 and their like: MSI data and attributes mean nothing without an address.
-            0x70 | 0x74 | 0xb8 | 0xbc | 0xd8 | 0xdc => {}
+            0x70 | 0xb8 | 0xd8 => {
+                if let Some((msi, _)) = self.msi_at(offset) {
+                    msi.data = value;
+                }
+            }
+            0x74 | 0xbc | 0xdc => {}
             // Halves of the 64-bit registers may be written alone (6.2), low half first as nobody needs another order.
             0x80 | 0x90 | 0xa0 | 0x84 | 0x94 | 0xa4 | 0x68 | 0x6c | 0xb0 | 0xb4 => {
                 self.violation(bus, format_args!("half of the 64-bit register at {offset:#x} written alone"));

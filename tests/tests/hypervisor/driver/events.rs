@@ -7,6 +7,7 @@ use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
 use tests::driver::{BYPASS, CMDQEN, Driver, EVENTQEN, Layout, SMMUEN, faults, reg, tlbi_asid};
 use tests::model::SMMU_BASE;
 use tests::model::smmu::config::SmmuConfig;
+use tests::model::smmu::interrupt::{Msi, Source};
 
 const CD_FETCH: u8 = 0x09;
 const WALK_EABT: u8 = 0x0b;
@@ -164,7 +165,8 @@ fn the_interrupts_that_the_driver_enables_are_those_of_the_hardware() {
 fn what_came_before_the_driver_keeps_no_interrupt_from_it() {
     for reads_at_once in [false, true] {
         let bench = qemu();
-        let interrupts = || bench.machine().smmus[0].event_interrupts;
+        let interrupts =
+            || bench.machine().smmus[0].wired.iter().filter(|source| **source == Source::Event).count();
         let stream = bench.devices[0][0].stream;
         for n in 0..200 {
             assert_eq!(bench.machine().dma_read(0, stream, SCRATCH + n * 8), None);
@@ -214,5 +216,35 @@ fn a_driver_is_not_told_of_what_happened_to_the_one_before() {
         assert_eq!(bench.dma(0, 0, IMAGE), None);
         assert_eq!(faults(&second.events()), [(TRANSLATION, second.stream(0))], "the control");
         good(&bench, "told");
+    }
+}
+
+/// An address that firmware, an earlier kernel or the reset left in the hardware's registers is no address of an MSI.
+#[test]
+fn where_msis_went_before_none_goes() {
+    let left = Msi { address: POOL + 0x104, data: 0x5555_aaaa };
+    // With PRI (IDR0 [16]) and without.
+    for config in [SmmuConfig::qemu().with_msis(), SmmuConfig::qemu().with_msis().with(0, 16, 1, 1)] {
+        let bench = Bench::boot_on(&Shape::of(1, config), |machine| {
+            let registers = &mut machine.smmus[0].registers;
+            (registers.gerror_msi, registers.eventq_msi, registers.priq_msi) = (left, left, left);
+            // And with all of them on.
+            (registers.irq_ctrl, registers.irq_ctrlack) = (7, 7);
+        });
+        let bench = bench.unwrap_or_else(|error| panic!("{error}"));
+        let mut driver = Driver::started(&bench, 0);
+        driver.write_entry(0, BYPASS);
+        let before = bench.machine().memory.read(left.address);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        assert_eq!(bench.machine().smmus[0].wired, [Source::Event]);
+        {
+            let mut machine = bench.machine();
+            let (smmu, mut bus) = machine.smmu(0).unwrap();
+            smmu.raise(&mut bus, EVENTQ_ABT_ERR);
+            assert_eq!(smmu.wired, [Source::Event, Source::Error]);
+            assert_eq!(smmu.registers.priq_msi.address, if config.pri() { 0 } else { left.address });
+        }
+        assert_eq!(bench.machine().memory.read(left.address), before);
+        good(&bench, "interrupted");
     }
 }
