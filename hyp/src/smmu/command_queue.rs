@@ -46,52 +46,70 @@ pub enum Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault;
 
-/// Where command queue errors stopped the queue, until those hear of it who own the commands there.
-pub(super) struct Failures([Option<u64>; Self::MAX]);
+/// Where command queue errors stopped the queue: those who own the commands there hear of it when they wait. A call may own many, and who waits
+/// last hears of the first; so the newest are kept one by one, and of all others the first and the last.
+pub(super) struct Failures {
+    /// Counts, in a ring of which the next place is `noted`.
+    newest: [Option<u64>; Self::MAX],
+    /// The lowest and the highest count that is not in the ring any more.
+    older: Option<(u64, u64)>,
+    noted: u64,
+    /// The count after the newest one: the queue goes on in order.
+    end: u64,
+}
 
 impl Failures {
-    /// More owners than this that have not heard yet are more than there are CPUs that could wait.
     const MAX: usize = 32;
 
-    const NONE: Self = Self([None; Self::MAX]);
+    const NONE: Self = Self { newest: [None; Self::MAX], older: None, noted: 0, end: 0 };
 
-    /// Whether the queue failed at this count before, and nobody has heard.
-    pub(super) fn contains(&self, count: u64) -> bool {
-        self.0.contains(&Some(count))
-    }
-
-    /// Records a failure; `false` when there is no room.
-    pub(super) fn add(&mut self, count: u64) -> bool {
-        match self.0.iter_mut().find(|place| place.is_none()) {
-            Some(place) => {
-                *place = Some(count);
-                true
-            }
-            None => false,
+    /// Notes a failure; `false` if the queue failed there the last time too.
+    pub(super) fn note(&mut self, count: u64) -> bool {
+        let end = count.wrapping_add(1);
+        if self.end == end {
+            return false;
         }
+        let place = self.newest.get_mut((self.noted % Self::MAX as u64) as usize);
+        if let Some(oldest) = place.and_then(|place| place.replace(count)) {
+            self.older = Some((self.older.map_or(oldest, |(first, _)| first), oldest));
+        }
+        self.noted = self.noted.wrapping_add(1);
+        self.end = end;
+        true
     }
 
-    /// Whether a command of the ticket failed. Its owner hears it once.
+    /// Whether a command of the ticket failed. Of a ticket among failures that are not kept one by one it is taken for granted.
     #[inline]
-    fn take(&mut self, ticket: Ticket) -> bool {
-        // By far the most SMMUs never fail.
-        let [None, ..] = self.0 else { return self.take_any(ticket) };
-        false
+    fn concern(&self, ticket: Ticket) -> bool {
+        // By far the most SMMUs never fail, and by far the most tickets are newer than the last failure.
+        ticket.first < self.end && self.concern_any(ticket)
     }
 
     #[cold]
-    fn take_any(&mut self, ticket: Ticket) -> bool {
-        let owned =
-            |place: &Option<u64>| place.is_some_and(|count| ticket.first <= count && count < ticket.end);
-        let failed = self.0.iter().any(owned);
-        let mut left = [None; Self::MAX];
-        for (place, kept) in
-            left.iter_mut().zip(self.0.iter().filter(|place| place.is_some() && !owned(place)))
-        {
-            *place = *kept;
+    fn concern_any(&self, ticket: Ticket) -> bool {
+        let owned = |&count: &u64| ticket.first <= count && count < ticket.end;
+        let among = |&(first, last): &(u64, u64)| ticket.first <= last && first < ticket.end;
+        let is_empty = ticket.first == ticket.end;
+        self.newest.iter().flatten().any(owned) || self.older.as_ref().is_some_and(among) && !is_empty
+    }
+}
+
+/// How long a wait has seen no progress of the SMMU.
+pub(super) struct Patience {
+    since_ns: u64,
+    steps: u64,
+}
+
+impl Patience {
+    /// That of a wait that has seen nothing yet.
+    pub(super) const NEW: Self = Self { since_ns: 0, steps: u64::MAX };
+
+    /// Whether the SMMU, which is this many steps far now, was as far [`TIMEOUT_NS`] ago.
+    fn is_over(&mut self, now_ns: u64, steps: u64) -> bool {
+        if self.steps != steps {
+            *self = Self { since_ns: now_ns, steps };
         }
-        self.0 = left;
-        failed
+        now_ns.saturating_sub(self.since_ns) > TIMEOUT_NS
     }
 }
 
@@ -212,7 +230,7 @@ impl CommandQueue {
     /// What became of the commands of a ticket as far as is known, `None` while they are under way.
     fn outcome(&mut self, ticket: Ticket) -> Option<Result<(), Fault>> {
         if self.consumed >= ticket.end {
-            return Some(if self.failures.take(ticket) { Err(Fault) } else { Ok(()) });
+            return Some(if self.failures.concern(ticket) { Err(Fault) } else { Ok(()) });
         }
         (self.condition != Condition::Running).then_some(Err(Fault))
     }
@@ -223,17 +241,17 @@ impl CommandQueue {
     fn await_room<P: Platform>(&mut self, p: &P) -> Result<(), Fault> {
         // What was appended and not published would never be consumed.
         self.publish(p);
-        let start = p.now_ns();
+        let mut patience = Patience::NEW;
         loop {
-            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-            let recovered = self.look(p);
+            let now_ns = p.now_ns();
+            self.look(p);
             if self.condition != Condition::Running {
                 return Err(Fault);
             }
             if !self.is_full() {
                 return Ok(());
             }
-            if late && !recovered {
+            if patience.is_over(now_ns, self.steps()) {
                 self.time_out(p);
                 return Err(Fault);
             }
@@ -241,16 +259,21 @@ impl CommandQueue {
         }
     }
 
-    /// Looks for progress and, where there is none, for errors. Whether a command queue error was recovered
-    /// from.
-    fn look<P: Platform>(&mut self, p: &P) -> bool {
+    /// How far the SMMU is. A command that fails is a step, once: it may take as long again until it is consumed. So the steps to a ticket are
+    /// no more than two for each command before its end.
+    const fn steps(&self) -> u64 {
+        self.consumed.wrapping_add(self.failures.noted)
+    }
+
+    /// Looks for progress and, where there is none, for errors.
+    fn look<P: Platform>(&mut self, p: &P) {
         let before = self.consumed;
         if self.refresh(p).is_err() {
             log::error!("SMMU {}: CMDQ_CONS is beyond CMDQ_PROD", self.registers.base());
             self.shut_down(p);
-            return false;
+        } else if self.consumed == before {
+            self.handle_global_errors(p);
         }
-        self.consumed == before && self.handle_global_errors(p)
     }
 
     #[cold]
@@ -270,17 +293,19 @@ impl CommandQueue {
         self.outcome(ticket)
     }
 
-    /// The outcome of a ticket after one look at the SMMU; `None` while it is under way. With `late` the wait
-    /// for it has lasted [`TIMEOUT_NS`]: an SMMU that is not done is shut down.
+    /// The outcome of a ticket after one look at the SMMU; `None` while it is under way. An SMMU that goes on is waited for, one that does
+    /// not is shut down.
     pub(super) fn poll<P: Platform>(
         &mut self,
         p: &P,
         ticket: Ticket,
-        late: bool,
+        patience: &mut Patience,
     ) -> Option<Result<(), Fault>> {
-        let recovered = self.look(p);
+        // The clock is read first: a CPU that was away between the two looks once more before it gives up.
+        let now_ns = p.now_ns();
+        self.look(p);
         let outcome = self.outcome(ticket);
-        if outcome.is_none() && late && !recovered {
+        if outcome.is_none() && patience.is_over(now_ns, self.steps()) {
             self.time_out(p);
             return self.outcome(ticket);
         }
@@ -294,7 +319,8 @@ impl CommandQueue {
 
 /// Waits for commands, and calls `meanwhile` each time they are not complete.
 ///
-/// The lock is held for one look at a time, so that others can post and wait.
+/// The lock is held for one look at a time, so that others can post and wait. The wait is over when the SMMU has made no progress for
+/// [`TIMEOUT_NS`], so it is no longer than twice that for each command before.
 #[inline]
 pub(super) fn wait<P: Platform>(
     queue: &Mutex<CommandQueue>,
@@ -317,10 +343,9 @@ fn wait_on<P: Platform>(
     ticket: Ticket,
     mut meanwhile: impl FnMut(),
 ) -> Result<(), Fault> {
-    let start = p.now_ns();
+    let mut patience = Patience::NEW;
     loop {
-        let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-        if let Some(outcome) = queue.lock().poll(p, ticket, late) {
+        if let Some(outcome) = queue.lock().poll(p, ticket, &mut patience) {
             return outcome;
         }
         meanwhile();

@@ -43,6 +43,8 @@ pub struct Behaviour {
     pub reads_per_command: u32,
     /// Counts of commands, over all that were fetched, that stop the queue with an error.
     pub illegal: BTreeSet<u64>,
+    /// Counts in the same way, of CMD_SYNCs that stop the queue because an ATC does not answer.
+    pub unanswered: BTreeSet<u64>,
     /// Consumes nothing.
     pub hung: bool,
     /// Does not acknowledge CR0.
@@ -135,6 +137,13 @@ impl State {
                 let gerror = device.get(GERROR);
                 device.set(GERROR, gerror ^ 1);
                 device.set(CMDQ_CONS, cons | 1 << 24);
+                return;
+            }
+            if device.behaviour.unanswered.contains(&device.fetched) {
+                assert_eq!(command[0] as u8, opcode::SYNC, "no other command waits for an ATC");
+                let gerror = device.get(GERROR);
+                device.set(GERROR, gerror ^ 1);
+                device.set(CMDQ_CONS, cons | 3 << 24);
                 return;
             }
             device.set(CMDQ_CONS, (cons + 1) & mask);
@@ -252,6 +261,14 @@ impl Fake {
         self.with(smmu, |device| {
             device.fetched = 0;
             device.behaviour.illegal = illegal.iter().copied().collect();
+        });
+    }
+
+    /// As [`Fake::fail_commands`], for CMD_SYNCs that find an ATC that does not answer.
+    pub fn fail_syncs(&self, smmu: usize, unanswered: impl Iterator<Item = u64>) {
+        self.with(smmu, |device| {
+            device.fetched = 0;
+            device.behaviour.unanswered = unanswered.collect();
         });
     }
 

@@ -9,32 +9,26 @@ use super::command_queue::{CommandQueue, Condition};
 use crate::platform::Platform;
 
 impl CommandQueue {
-    /// Acknowledges every active global error and does what it asks for. Whether a command queue error was
-    /// recovered from: the SMMU goes on with the next command.
+    /// Acknowledges every active global error and does what it asks for.
     ///
     /// A device that does not answer an ATC invalidation is the device's fault, or of who may turn it off: the operation that asked fails, the
     /// SMMU goes on. Of other command queue errors the first is survived, because only the operation that owns the command is in doubt.
     /// EL2 makes no illegal commands, so a second one says that the SMMU or its memory cannot be trusted: it
     /// is shut down.
     #[inline(never)]
-    pub(super) fn handle_global_errors<P: Platform>(&mut self, p: &P) -> bool {
+    pub(super) fn handle_global_errors<P: Platform>(&mut self, p: &P) {
         let registers = self.registers();
         let raised = registers.read_u32(p, GERROR_OFFSET);
         let active = raised ^ registers.read_u32(p, GERRORN_OFFSET);
         if active == 0 {
-            return false;
+            return;
         }
         self.global_errors = self.global_errors.wrapping_add(u64::from(active.count_ones()));
         let mut fatal = false;
-        let mut recovered = false;
         if GERROR::CMDQ_ERR.is_set(active) {
             let error = CommandError(CMDQ_CONS::ERR.read(registers.read_u32(p, CMDQ_CONS_OFFSET)) as u8);
-            log::error!("SMMU {}: command queue error, {error}", registers.base());
-            recovered = match error {
-                CommandError::ATC_INV_SYNC => self.repeat_sync(p),
-                _ => !core::mem::replace(&mut self.erred, true) && self.skip_command(p),
-            };
-            fatal = !recovered;
+            fatal =
+                !self.note_failure(p, error) || error != CommandError::ATC_INV_SYNC && !self.skip_command(p);
         }
         if GERROR::EVENTQ_ABT_ERR.is_set(active) {
             self.events_aborted = self.events_aborted.wrapping_add(1);
@@ -49,27 +43,28 @@ impl CommandQueue {
         if fatal {
             self.shut_down(p);
         }
-        recovered && !fatal
+    }
+
+    /// Notes that the SMMU stopped at a command; `false` if it stopped where none is.
+    ///
+    /// At a CMD_SYNC before which several ATCs do not answer (4.7.3) it may stop several times: when the error is acknowledged it does that
+    /// CMD_SYNC once more, and they need not time out at the same moment. All are one failure.
+    fn note_failure<P: Platform>(&mut self, p: &P, error: CommandError) -> bool {
+        let is_at_command = self.refresh(p).is_ok() && self.consumed != self.produced;
+        if !is_at_command || self.failures.note(self.consumed) {
+            log::error!("SMMU {}: command queue error, {error}", self.registers().base());
+        }
+        is_at_command
     }
 
     /// Replaces the command that the SMMU stopped at by a CMD_SYNC: CMDQ_CONS cannot be moved while the queue
-    /// is enabled (6.3.28). `false` if the SMMU stopped where no command is.
+    /// is enabled (6.3.28). `false` if that was done before.
     fn skip_command<P: Platform>(&mut self, p: &P) -> bool {
-        if self.refresh(p).is_err() || self.consumed == self.produced {
-            return false;
+        let is_first = !core::mem::replace(&mut self.erred, true);
+        if is_first {
+            self.overwrite(p, self.consumed, Command::sync());
         }
-        self.overwrite(p, self.consumed, Command::sync());
-        self.failures.add(self.consumed)
-    }
-
-    /// Notes that the CMD_SYNC at which the SMMU stopped found an ATC that did not answer (4.7.3). When the error is acknowledged the SMMU
-    /// does that CMD_SYNC once more; should it stop there again, it is taken for broken. `false` if it does, or stopped where no command is.
-    fn repeat_sync<P: Platform>(&mut self, p: &P) -> bool {
-        if self.refresh(p).is_err() || self.consumed == self.produced || self.failures.contains(self.consumed)
-        {
-            return false;
-        }
-        self.failures.add(self.consumed)
+        is_first
     }
 
     /// Turns the SMMU off for good: every transaction aborts, batches under way fail.

@@ -5,9 +5,10 @@ use smmuv3::registers::{CR0_OFFSET, CR0ACK_OFFSET, GBPA, GBPA_OFFSET};
 
 use crate::platform::Platform;
 
-/// The longest that a register update or a batch of commands may take, in nanoseconds.
+/// The longest that a register update may take, and that an SMMU may do commands without progress, in nanoseconds.
 ///
-/// A CMD_SYNC waits for DMA in flight, which PCIe bounds by its completion timeout (50 ms by default).
+/// A CMD_SYNC waits for DMA in flight, which PCIe bounds by its completion timeout (50 ms by default). After `ATC_INV` it also waits until
+/// devices answer or are given up, for which PCIe allows more than a minute.
 pub const TIMEOUT_NS: u64 = 500_000_000;
 
 /// The registers of one SMMU.

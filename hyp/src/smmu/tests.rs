@@ -165,8 +165,57 @@ fn a_failed_command_fails_its_owner_and_nobody_else() {
         queues.wait(0, after).unwrap();
         let counters = set.counters();
         assert_eq!((counters.global_errors, counters.dead), (1, 0));
-        assert_eq!(queues.wait(0, tickets[1]), Ok(()), "the owner is told once");
+        assert_eq!(queues.wait(0, tickets[1]), Err(Fault), "the owner is told as often as it asks");
     }
+}
+
+/// ATC_INV and CMD_SYNC, again and again.
+fn to_devices(count: usize) -> impl Iterator<Item = Command> {
+    core::iter::repeat_n([Command::atc_inv(1, 0, 52), Command::sync()], count).flatten()
+}
+
+#[test]
+fn any_number_of_failures_is_heard_of_and_none_is_the_smmus_end() {
+    for failures in [1, 31, 32, 33, 60] {
+        let (fake, set) = started(1);
+        fake.with(0, |smmu| smmu.behaviour.reads_per_command = 1);
+        let queues = set.queues(&fake);
+        let before = post(&queues, 0, flush()).unwrap();
+        // One fetch more after each failure: the CMD_SYNC is done once more.
+        fake.fail_syncs(0, (0..failures).map(|n| 4 + n * 3).chain([6 + failures * 3]));
+        let silent = post(&queues, 0, to_devices(failures as usize).chain(flush())).unwrap();
+        let other = post(&queues, 0, to_devices(1)).unwrap();
+        let after = post(&queues, 0, flush()).unwrap();
+        let outcomes = [after, other, silent, before].map(|ticket| queues.wait(0, ticket).is_ok());
+        assert_eq!(outcomes, [true, false, false, true], "{failures}");
+        queues.wait(0, Ticket::default()).unwrap();
+        assert_eq!(set.describe(0).unwrap().condition, Condition::Running);
+    }
+}
+
+#[test]
+fn a_sync_that_fails_for_ever_is_the_smmus_end_after_a_bounded_wait() {
+    let (fake, set) = started(1);
+    let queues = set.queues(&fake);
+    fake.fail_syncs(0, 2..100_000);
+    let ticket = post(&queues, 0, to_devices(1)).unwrap();
+    let begin = fake.now_ns();
+    assert_eq!(queues.wait(0, ticket), Err(Fault));
+    assert!(fake.now_ns() - begin < 2 * TIMEOUT_NS);
+    assert_eq!(set.describe(0).unwrap().condition, Condition::Dead);
+}
+
+#[test]
+fn an_smmu_that_goes_on_has_as_long_as_it_takes() {
+    let (fake, set) = started(1);
+    let queues = set.queues(&fake);
+    // A command takes a fifth of the time that an SMMU without progress has.
+    fake.with(0, |smmu| smmu.behaviour.reads_per_command = 1_000);
+    let ticket = post(&queues, 0, many(20)).unwrap();
+    let begin = fake.now_ns();
+    assert_eq!(queues.wait(0, ticket), Ok(()));
+    assert!(fake.now_ns() - begin > 3 * TIMEOUT_NS);
+    assert_eq!(set.describe(0).unwrap().condition, Condition::Running);
 }
 
 #[test]

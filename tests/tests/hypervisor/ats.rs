@@ -299,6 +299,38 @@ fn an_atc_that_does_not_answer_fails_the_operation_and_no_more() {
     oracle::check_state(&bench).unwrap();
 }
 
+/// Each is said of at the same CMD_SYNC.
+#[test]
+fn two_devices_of_a_domain_that_do_not_answer_are_not_the_end_of_their_smmu() {
+    let bench = boot(&Shape { relax_ns: 20_000, ..Shape::of(1, ATS).trusting(0, 0).trusting(0, 1) });
+    let (guest, page) = (bench.guest().unwrap(), SCRATCH + 0x5000);
+    for device in [0, 1] {
+        bench.attach_with(0, device, 0, attach::ATS).unwrap();
+    }
+    assert_eq!(through_atc(&bench, page), Some(page));
+    let donate = || bench.call(Function::MemDonate, [page, 0x1000, guest, 0]).map(drop);
+    assert_eq!(bench.while_silent(&[(0, 0), (0, 1)], donate), Err(abi::Status::Hardware));
+    assert!(bench.machine().smmus[0].translating(), "the SMMU goes on");
+    oracle::check_state(&bench).unwrap();
+    assert_eq!(donate(), Ok(()), "the control: the devices answer again");
+    oracle::check_state(&bench).unwrap();
+}
+
+/// No stream is trusted: with split-stage ATS an owner may send ATC_INV.
+#[test]
+fn an_owner_whose_device_times_out_again_and_again_does_not_end_the_smmu() {
+    let (bench, nest) = nested(&Shape { relax_ns: 200_000, ..Shape::of(1, ATS.atc_timeout(20_000_000)) });
+    let commands = [[0x40, 52], [0x46, 0]].repeat(32);
+    let start = bench.machine().now_ns;
+    let sent = while_silent(&bench, || bench.invalidate(nest.vsmmu, &commands));
+    assert_eq!(sent.map_err(|(status, _)| status), Err(abi::Status::Hardware));
+    assert!(bench.machine().now_ns - start >= 32 * 20_000_000, "all were waited for");
+    assert!(bench.machine().smmus[0].translating(), "the SMMU goes on");
+    assert!(bench.invalidate(nest.vsmmu, &commands).is_ok(), "the control: the device answers again");
+    assert_eq!(through_atc(&bench, nest.stage1.va(1)), Some(nest.stage1.page(1)));
+    good(&bench, "answered");
+}
+
 /// The first device behind SMMU 0 does not answer while `call` is made.
 fn while_silent<T>(bench: &Bench, call: impl FnOnce() -> T) -> T {
     let result = bench.while_silent(&[(0, 0)], call);

@@ -10,7 +10,7 @@ use super::registers::ATSCHK;
 use super::ste::{Eats, Meaning};
 use super::translate::{Origin, Translated};
 use super::{Bus, Smmu};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 /// What an ATC holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +65,8 @@ pub struct Atc {
     pub entries: Vec<AtcEntry>,
     /// Streams whose device does not answer invalidations, and does not obey them.
     pub silent: HashSet<u32>,
-    /// An invalidation since the last SYNC was not answered.
-    pub(crate) unanswered: bool,
+    /// Streams whose device did not answer an invalidation since the last SYNC, in the order in which it was sent.
+    pub(crate) unanswered: VecDeque<u32>,
     /// The next invalidation is not answered.
     pub(crate) lose_next: bool,
 }
@@ -130,7 +130,9 @@ impl Smmu {
         }
         let last = first + (bytes - 1) as u64;
         if self.atc.silent.contains(&stream) || std::mem::take(&mut self.atc.lose_next) {
-            self.atc.unanswered = true;
+            if !self.atc.unanswered.contains(&stream) {
+                self.atc.unanswered.push_back(stream);
+            }
             return Outcome::Done;
         }
         let named = Named { stream, ssid, global: low >> 9 & 1 == 1, first, last };

@@ -103,7 +103,7 @@ impl Smmu {
     fn sync(&mut self, bus: &mut Bus) -> Outcome {
         // It begins when it becomes the next command, and takes its time; longer if an ATC does not answer.
         let mut delay = self.config.sync_delay_ns;
-        if self.atc.unanswered {
+        if !self.atc.unanswered.is_empty() {
             delay = delay.max(self.config.atc_timeout_ns);
         }
         let due = *self.sync_due_ns.get_or_insert(self.next_command_ns + delay);
@@ -112,8 +112,9 @@ impl Smmu {
         }
         self.sync_due_ns = None;
         self.next_command_ns = self.next_command_ns.max(due);
-        // 3.9.1.4, 7.1: said once. A SYNC after that completes, but the ATC still has what it had.
-        if std::mem::take(&mut self.atc.unanswered) {
+        // 3.9.1.4, 7.1: said once of each device, one after the other: they need not time out at the same moment. A SYNC after that completes,
+        // but the ATCs still have what they had.
+        if self.atc.unanswered.pop_front().is_some() {
             return Outcome::Error(CommandError::AtcInvSync);
         }
         self.tlb.forget_doomed();
