@@ -6,6 +6,7 @@ use smmuv3::registers::{
 };
 
 use super::command_queue::{CommandQueue, Condition};
+use super::registers::Registers;
 use crate::platform::Platform;
 
 impl CommandQueue {
@@ -69,7 +70,8 @@ impl CommandQueue {
 
     /// Turns the SMMU off for good: every transaction aborts, batches under way fail.
     ///
-    /// GBPA.ABORT comes first, so that nothing is let through when SMMUEN goes.
+    /// GBPA.ABORT comes first, so that nothing is let through when SMMUEN goes. Then what was let through before gets its time to land: a
+    /// CMD_SYNC would say when it has, but not one of an SMMU that failed.
     #[cold]
     #[inline(never)]
     pub(super) fn shut_down<P: Platform>(&mut self, p: &P) {
@@ -77,6 +79,7 @@ impl CommandQueue {
         self.condition = Condition::Lost;
         let cr0 = registers.read_u32(p, CR0_OFFSET) & CR0::ATSCHK.val(1).value;
         if registers.abort_all(p).is_ok() && registers.set_cr0(p, cr0).is_ok() {
+            Registers::await_landing(p);
             self.condition = Condition::Dead;
             log::error!("SMMU {}: shut down, it aborts every transaction", registers.base());
         } else {

@@ -11,6 +11,9 @@ use crate::platform::Platform;
 /// devices answer or are given up, for which PCIe allows more than a minute.
 pub const TIMEOUT_NS: u64 = 500_000_000;
 
+/// How long a transaction that was let through may take to reach memory, in nanoseconds: twice the completion timeout of PCIe.
+const LANDING_NS: u64 = 100_000_000;
+
 /// The registers of one SMMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
@@ -81,6 +84,14 @@ impl Registers {
     pub fn set_cr0<P: Platform>(self, p: &P, value: u32) -> Result<(), NoAcknowledge> {
         self.write_u32(p, CR0_OFFSET, value);
         self.await_u32(p, CR0ACK_OFFSET, u32::MAX, value)
+    }
+
+    /// Waits until what was let through before SMMUEN was cleared has reached memory: the acknowledgement is about transactions to come (6.3.9.6).
+    pub fn await_landing<P: Platform>(p: &P) {
+        let start = p.now_ns();
+        while p.now_ns().saturating_sub(start) <= LANDING_NS {
+            p.relax();
+        }
     }
 
     /// Sets GBPA.ABORT (6.3.14): while SMMUEN is 0, every transaction aborts.

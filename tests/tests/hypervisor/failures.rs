@@ -205,6 +205,30 @@ fn a_transaction_in_flight_lands_before_the_page_is_wiped() {
     }
 }
 
+/// 6.3.9.6: SMMUEN = 0 is about transactions to come. What the SMMU translated before may still be on its way.
+#[test]
+fn a_transaction_in_flight_lands_before_its_smmu_is_dead() {
+    let r = ready(SmmuConfig::qemu());
+    let page = SCRATCH + 0x3_0000;
+    // 40 ms longer than the SMMU has for its commands: as if it was sent when that time was over.
+    r.bench.machine().dma_latency_ns = 540_000_000;
+    assert!(r.bench.reaches(0, 0, page));
+    r.bench.machine().dma_latency_ns = 0;
+    r.bench.machine().smmus[0].arm(0, Fault::Stuck);
+    let donate = || r.bench.whole(Function::MemDonate, page, r.bench.unit(), r.guest);
+    assert_eq!(donate(), Err(Status::Hardware));
+    assert_eq!(dead(&r.bench), 1);
+    assert_eq!(donate(), Ok(()), "a dead SMMU has nothing to forget");
+    assert_eq!(r.bench.machine().memory.read(page), Some(0));
+    r.bench.machine().advance(1_000_000_000);
+    assert_eq!(
+        r.bench.machine().memory.read(page),
+        Some(0),
+        "a write of the old owner's device arrives late"
+    );
+    oracle::check_state(&r.bench).unwrap();
+}
+
 #[test]
 fn every_allocation_can_fail() {
     let more: &[Operation] = &[
