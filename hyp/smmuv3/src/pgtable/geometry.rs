@@ -58,7 +58,7 @@ impl Geometry {
     /// `oa_bits` bits: 32, 36, 40, 42, 44 or 48. `None` for any other number.
     ///
     /// The walk starts at level 1, or at level 2 where one table covers the input; up to 16 tables are concatenated
-    /// only at level 1, where that saves level 0. So there are always blocks, and a
+    /// only at level 1, where that saves level 0, and at level 2 where level 1 is reserved. So there are always blocks, and a
     /// small root is one granule.
     pub const fn stage2(granule: Granule, ia_bits: u8, oa_bits: u8) -> Option<Self> {
         Self::with_concatenation(granule, ia_bits, oa_bits, CONCATENATION_LOG2)
@@ -73,7 +73,7 @@ impl Geometry {
         Self::with_concatenation(granule, va_bits, oa_bits, 0)
     }
 
-    /// A table of which up to `1 << concatenation_log2` may stand side by side at level 1.
+    /// A table of which up to `1 << concatenation_log2` may stand side by side at level 1, or at level 2.
     const fn with_concatenation(
         granule: Granule,
         ia_bits: u8,
@@ -86,7 +86,9 @@ impl Geometry {
         let stride = granule.log2() - 3;
         let mut start_level = 2;
         let mut start_shift = granule.log2() + stride;
-        if ia_bits > start_shift + stride {
+        // With 16 KiB pages a walk of stage 2 starts at level 1 only where physical addresses have 42 bits or more (VTCR_EL2.SL0).
+        let is_level1_reserved = matches!(granule, Granule::Size16K) && oa_bits < 42;
+        if ia_bits > start_shift + stride + if is_level1_reserved { concatenation_log2 } else { 0 } {
             start_level = 1;
             start_shift += stride;
         }
@@ -226,6 +228,10 @@ impl Geometry {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
+    use std::format;
+
     use super::*;
 
     #[test]
@@ -264,6 +270,36 @@ mod tests {
         assert_eq!(Geometry::stage2(Granule::Size4K, 49, 44), None);
         assert_eq!(Geometry::stage2(Granule::Size4K, 40, 43), None);
         assert_eq!(Geometry::stage2(Granule::Size4K, 40, 52), None);
+    }
+
+    /// VTCR_EL2.SL0 and T0SZ, and S2SL0 and S2T0SZ of an STE: some start levels need a large enough physical address size, and the first lookup
+    /// resolves from 1 bit to what 16 tables do.
+    #[test]
+    fn no_start_level_is_reserved() {
+        for granule in [Granule::Size4K, Granule::Size16K, Granule::Size64K] {
+            for oa_bits in [32, 36, 40, 42, 44, 48] {
+                // VMSAv8-32 tables make IPAs of 40 bits, whatever the output size is.
+                for ia_bits in 32..=oa_bits.max(40) {
+                    let g = Geometry::stage2(granule, ia_bits, oa_bits).unwrap();
+                    let (level, least) = match (granule, g.sl0()) {
+                        (Granule::Size4K, 0) => (2, 0),
+                        (Granule::Size4K, 1) => (1, 0),
+                        (Granule::Size4K, 2) => (0, 44),
+                        (_, 0) => (3, 0),
+                        (_, 1) => (2, 0),
+                        (Granule::Size16K, 2) => (1, 42),
+                        (Granule::Size64K, 2) => (1, 44),
+                        (_, sl0) => panic!("SL0 {sl0} is reserved"),
+                    };
+                    let name = format!("{granule:?}, {ia_bits} bits to {oa_bits}");
+                    assert_eq!(g.start_level(), level, "{name}");
+                    assert!(oa_bits >= least, "{name}: SL0 needs {least} bits");
+                    let resolved = ia_bits - g.level_shift(level);
+                    assert!((1..=granule.log2() - 3 + 4).contains(&resolved), "{name}: {resolved} bits");
+                    assert_eq!(g.root_bytes(), (8 << resolved).max(granule.bytes()), "{name}");
+                }
+            }
+        }
     }
 
     #[test]
