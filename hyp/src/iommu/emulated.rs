@@ -189,12 +189,12 @@ impl Iommu {
         let device = self.set.get(usize::from(emulated.smmu)).ok_or(Fault)?;
         // An ATC invalidation must not reach a device that has left meanwhile.
         let _registry = self.lock();
-        for command in commands {
-            if !names_stream(command) || self.is_emulated_stream(p, emulated, command.stream()) {
-                device.run(p, core::slice::from_ref(command))?;
-            }
-        }
-        Ok(())
+        let is_foreign = |command: &Command| {
+            names_stream(command) && !self.is_emulated_stream(p, emulated, command.stream())
+        };
+        // A driver sends commands about streams of its own: this is one batch nearly always.
+        let mut batches = commands.split(is_foreign).filter(|batch| !batch.is_empty());
+        batches.try_for_each(|batch| device.run(p, batch))
     }
 
     /// Ends what [`Iommu::create_emulated`] made; the driver has no stream any more. Its VMID was flushed when the last one left.

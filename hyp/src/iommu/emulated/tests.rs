@@ -2,7 +2,7 @@
 //! the other way round; the VMID lives as long as the driver has the SMMU, and stands in the array while a stream uses it.
 
 use abi::{DomainHandle, Reason};
-use smmuv3::command::opcode::{CFGI_STE, SYNC, TLBI_S12_VMALL};
+use smmuv3::command::opcode::{CFGI_CD, CFGI_CD_ALL, CFGI_STE, SYNC, TLBI_NH_ALL, TLBI_S12_VMALL};
 use smmuv3::invalidation::DomainIndex;
 use smmuv3::ste::Stage1Claim;
 
@@ -121,6 +121,28 @@ fn a_stream_is_in_one_state() {
     assert_eq!(iommu.create_vsmmu(fake, 0, domain), Err(Refused::UnknownDomain));
     assert_eq!(machine.entry(0, 24), entry);
     assert_eq!(set(&mut machine, &emulated, 32, TRANSLATE), Err(StreamRefused::Busy), "a vSMMU's");
+}
+
+#[test]
+fn commands_between_those_about_streams_of_others_are_one_batch() {
+    let (mut machine, emulated) = with_driver();
+    set(&mut machine, &emulated, 8, TRANSLATE).unwrap();
+    set(&mut machine, &emulated, 16, TRANSLATE).unwrap();
+    machine.attach(0, 24, HOST).unwrap();
+    machine.fake.take_actions();
+    let send = |commands: &[Command]| {
+        machine.iommu.invalidate_emulated(&machine.fake, &emulated, commands).unwrap();
+        machine.fake.take_opcodes(0)
+    };
+    let [one, all] = [Command::cfgi_cd(8, 0, true), Command::cfgi_cd_all(16)];
+    let [tlbi, foreign] = [Command::tlbi_nh_all(emulated.vmid), Command::cfgi_cd_all(24)];
+    assert_eq!(send(&[one, all, tlbi, one]), [CFGI_CD, CFGI_CD_ALL, TLBI_NH_ALL, CFGI_CD, SYNC]);
+    assert_eq!(send(&[one; 64]).iter().filter(|opcode| **opcode == SYNC).count(), 1);
+    assert_eq!(
+        send(&[foreign, one, tlbi, foreign, foreign, all]),
+        [CFGI_CD, TLBI_NH_ALL, SYNC, CFGI_CD_ALL, SYNC]
+    );
+    assert_eq!(send(&[foreign]), []);
 }
 
 #[test]
