@@ -321,6 +321,22 @@ fn an_error_names_node_and_property() {
     );
 }
 
+/// Cavium's erratum 74: the registers of page 1 are in page 0, and nothing here looks for them there. The property that says so has a name of
+/// more than 31 characters, which none may have. To make one, two names are joined that lie one after the other.
+#[test]
+fn an_smmu_with_page_1_in_page_0_is_refused() {
+    let mut tree = machine_tree();
+    let smmu = tree.find_node_mut("/smmuv3@c020000").unwrap();
+    smmu.add_property(property("cavium,cn9900-broken-page1-regs", ""));
+    smmu.add_property(property("ace", ""));
+    let mut dtb = tree.to_dtb();
+    read_machine(&dtb).unwrap();
+    let at = dtb.windows(8).position(|bytes| bytes == b"regs\0ace").unwrap();
+    dtb[at + 4] = b'p';
+    assert!(dtb.windows(36).any(|bytes| bytes == b"cavium,cn9900-broken-page1-regspace\0"));
+    assert!(matches!(read_machine(&dtb).unwrap_err().problem, Problem::Malformed(_)));
+}
+
 #[test]
 fn what_is_reserved_is_known() {
     let mut tree = machine_tree();

@@ -1,4 +1,7 @@
 //! Errata of SMMU implementations that change what may be used of them, as the makers' errata notices give them.
+//!
+//! Cavium's 74, registers of page 1 in page 0, is not here: only a device tree tells of it (`cavium,cn9900-broken-page1-regspace`), and that is
+//! refused, because property names end at 31 characters.
 
 use super::{Features, IdRegisters};
 use crate::registers::IIDR;
