@@ -1,6 +1,6 @@
 //! Changing a live stream table entry or context descriptor (IHI 0070, 3.21.3).
 //!
-//! The SMMU may read an entry at any time and in pieces of 64 bits. A change is hitless when at every moment it sees
+//! The SMMU may read an entry at any time and in pieces of at least 64 bits. A change is hitless when at every moment it sees
 //! the old meaning or the new: that is so when only one 64-bit word differs in bits that matter to it. Otherwise the
 //! entry passes through V = 0, in which transactions abort.
 

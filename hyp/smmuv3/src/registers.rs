@@ -37,13 +37,13 @@ pub const CR1_OFFSET: u64 = 0x28;
 pub const CR2_OFFSET: u64 = 0x2c;
 /// Global bypass attributes (6.3.14), 32 bits.
 pub const GBPA_OFFSET: u64 = 0x44;
-/// Interrupt enables (6.3.16), 32 bits.
+/// Interrupt enables (6.3.17), 32 bits.
 pub const IRQ_CTRL_OFFSET: u64 = 0x50;
-/// Acknowledges an update of IRQ_CTRL (6.3.17), 32 bits.
+/// Acknowledges an update of IRQ_CTRL (6.3.18), 32 bits.
 pub const IRQ_CTRLACK_OFFSET: u64 = 0x54;
-/// Global errors, toggled by the SMMU (6.3.18), 32 bits.
+/// Global errors, toggled by the SMMU (6.3.19), 32 bits.
 pub const GERROR_OFFSET: u64 = 0x60;
-/// Global errors, acknowledged by software (6.3.19), 32 bits.
+/// Global errors, acknowledged by software (6.3.20), 32 bits.
 pub const GERRORN_OFFSET: u64 = 0x64;
 /// MSI of global errors: address (6.3.21), 64 bits, read-only while they interrupt.
 pub const GERROR_IRQ_CFG0_OFFSET: u64 = 0x68;
@@ -71,9 +71,9 @@ pub const EVENTQ_IRQ_CFG1_OFFSET: u64 = 0xb8;
 pub const EVENTQ_IRQ_CFG2_OFFSET: u64 = 0xbc;
 /// MSI of the PRI queue: address, 64 bits, read-only while it interrupts.
 pub const PRIQ_IRQ_CFG0_OFFSET: u64 = 0xd0;
-/// Event queue producer index (6.3.30), 32 bits, in page 1.
+/// Event queue producer index, 32 bits, in page 1.
 pub const EVENTQ_PROD_OFFSET: u64 = PAGE1 + 0xa8;
-/// Event queue consumer index (6.3.31), 32 bits, in page 1.
+/// Event queue consumer index, 32 bits, in page 1.
 pub const EVENTQ_CONS_OFFSET: u64 = PAGE1 + 0xac;
 
 register_bitfields![u32,
@@ -263,7 +263,7 @@ register_bitfields![u32,
         /// An update is under way.
         UPDATE OFFSET(31) NUMBITS(1) []
     ],
-    /// Interrupt enables (6.3.16).
+    /// Interrupt enables (6.3.17).
     pub IRQ_CTRL [
         /// Global errors interrupt.
         GERROR_IRQEN OFFSET(0) NUMBITS(1) [],
@@ -272,7 +272,7 @@ register_bitfields![u32,
         /// The event queue interrupts.
         EVENTQ_IRQEN OFFSET(2) NUMBITS(1) []
     ],
-    /// Global errors (6.3.18), and GERRORN: an error is active while its bits in the two differ.
+    /// Global errors (6.3.19), and GERRORN: an error is active while its bits in the two differ.
     pub GERROR [
         /// A command queue error: CMDQ_CONS.ERR says which.
         CMDQ_ERR OFFSET(0) NUMBITS(1) [],
@@ -324,14 +324,14 @@ register_bitfields![u32,
         /// Reason of the command queue error, see [`crate::command::CommandError`].
         ERR OFFSET(24) NUMBITS(7) []
     ],
-    /// Event queue producer (6.3.30).
+    /// Event queue producer.
     pub EVENTQ_PROD [
         /// Index and wrap bit.
         WR OFFSET(0) NUMBITS(20) [],
         /// Events were lost: differs from OVACKFLG while not acknowledged.
         OVFLG OFFSET(31) NUMBITS(1) []
     ],
-    /// Event queue consumer (6.3.31).
+    /// Event queue consumer.
     pub EVENTQ_CONS [
         /// Index and wrap bit.
         RD OFFSET(0) NUMBITS(20) [],

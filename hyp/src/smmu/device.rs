@@ -149,7 +149,7 @@ impl Smmu {
         registers.write_u32(p, STRTAB_BASE_CFG_OFFSET, shape.configuration());
         self.stream_table = table;
 
-        // Base and indexes of a queue are writable while it is disabled (6.3.26 to 6.3.31).
+        // Base and indexes of a queue are writable while it is disabled (6.3.26 to 6.3.29).
         registers.write_u64(p, CMDQ_BASE_OFFSET, queue_base(command_base, command_log2));
         registers.write_u32(p, CMDQ_PROD_OFFSET, 0);
         registers.write_u32(p, CMDQ_CONS_OFFSET, 0);

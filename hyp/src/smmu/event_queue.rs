@@ -1,4 +1,4 @@
-//! The event queue (IHI 0070, 3.5.2 and 6.3.29 to 6.3.31) of one SMMU, and the ring that all of them are
+//! The event queue (IHI 0070, 3.5.2 and 7.2) of one SMMU, and the ring that all of them are
 //! drained into.
 
 use smmuv3::address::PhysAddr;
@@ -129,12 +129,13 @@ impl DriverEvents {
         Self { page: PhysAddr(0), pushed: 0, taken: 0, overflowed: false }
     }
 
-    /// Takes the page that events are kept in, before there are any.
+    /// The page that events are kept in.
     #[cfg(feature = "oracle")]
     pub(super) const fn page(&self) -> PhysAddr {
         self.page
     }
 
+    /// Takes the page that events are kept in, before there are any.
     pub(super) fn place(&mut self, page: PhysAddr) {
         self.page = page;
     }

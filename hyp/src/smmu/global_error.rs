@@ -1,4 +1,4 @@
-//! Global errors (IHI 0070, 6.3.18, 6.3.19 and 7.5), and what becomes of an SMMU that fails.
+//! Global errors (IHI 0070, 6.3.19, 6.3.20 and 7.5), and what becomes of an SMMU that fails.
 
 use smmuv3::command::{Command, CommandError};
 use smmuv3::registers::{
