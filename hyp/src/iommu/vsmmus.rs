@@ -295,7 +295,7 @@ impl OwnerCommands {
             if let Some(place) = self.commands.get_mut(count) {
                 *place = command;
             }
-            count += 1;
+            count = count.saturating_add(1);
         }
         self.count = count;
     }

@@ -516,7 +516,7 @@ impl Ownership {
         let mut pages = Direct::undoing(cx.platform, cx.pool, CPU_ORDER);
         let stage2 = &mut BreakHost(cx.platform);
         let _ = cpu.map(cx.platform, &mut pages, stage2, range, range.start(), HOST_RAM, false, &mut gather);
-        self.host_table_pages += pages.taken;
+        self.host_table_pages = self.host_table_pages.saturating_add(pages.taken);
         false
     }
 
