@@ -75,6 +75,8 @@ pub enum PciError {
     /// The bridge with this Requester ID, which is on no root bus, has a BAR that the host can reach. It may show the configuration
     /// registers of ports, and how large it is cannot be found while requests pass through the bridge. The host can give it the address 0.
     Memory(u16),
+    /// The port above the function with this Requester ID forwards ARI, and the function is of no ARI device: it answers at every Device Number.
+    Everywhere(u16),
     /// The function has memory that no BAR shows (Enhanced Allocation).
     EnhancedAllocation,
     /// There are more bridges or functions than one call looks at.
@@ -90,7 +92,11 @@ impl PciError {
             Self::NotFound | Self::Ambiguous | Self::Conventional(_) | Self::EnhancedAllocation => {
                 Status::UnknownStream
             }
-            Self::BusNumbers(_) | Self::Hidden(_) | Self::Unnumbered(_) | Self::Memory(_) => Status::Busy,
+            Self::BusNumbers(_)
+            | Self::Hidden(_)
+            | Self::Unnumbered(_)
+            | Self::Memory(_)
+            | Self::Everywhere(_) => Status::Busy,
             Self::TooMany => Status::NoSpace,
             Self::TimedOut => Status::Hardware,
         }
@@ -107,6 +113,9 @@ impl fmt::Display for PciError {
             Self::Unnumbered(rid) => write!(f, "the bridge {rid:#06x} has no bus numbers"),
             Self::Conventional(rid) => write!(f, "the bridge {rid:#06x} is not a PCI Express port"),
             Self::Memory(rid) => write!(f, "the bridge {rid:#06x} has a BAR that the host can reach"),
+            Self::Everywhere(rid) => {
+                write!(f, "the function {rid:#06x} is of no ARI device, and the port above it forwards ARI")
+            }
             Self::EnhancedAllocation => f.write_str("the function has memory that no BAR shows"),
             Self::TooMany => f.write_str("there are more PCI bridges or functions than one call looks at"),
             Self::TimedOut => f.write_str("PCI configuration registers do not answer in time"),
@@ -209,15 +218,18 @@ pub fn hold_function<P: Platform, E>(
     }
     walk.target = Some(target);
     walk.bridges(function.node, node, hold)?;
-    if !walk.buses.iter().any(|bus| bus.number == target) {
-        return Err(PciError::NotFound.into());
-    }
+    let bus = walk.buses.iter().find(|bus| bus.number == target).ok_or(PciError::NotFound)?;
+    let is_ari = bus.devices == Devices::Functions;
     let config = &mut walk.config;
     let Some((Header::Endpoint, _)) = config.header(function.rid)? else {
         return Err(PciError::NotFound.into());
     };
     let page = config.page(function.rid).ok_or(PciError::NotFound)?;
     hold(page).map_err(HoldError::Hold)?;
+    if is_ari && !config.is_ari(function.rid)? {
+        // The host would reach its registers through pages of other numbers (7.3.1).
+        return Err(PciError::Everywhere(function.rid).into());
+    }
     if config.capability(function.rid, config::ENHANCED_ALLOCATION)?.is_some() {
         return Err(PciError::EnhancedAllocation.into());
     }

@@ -31,8 +31,13 @@ const DEVICE_CONTROL_2: u16 = 0x28;
 const ARI_FORWARDING: u32 = 1 << 5;
 /// Capability ID of Enhanced Allocation (7.8.5).
 pub const ENHANCED_ALLOCATION: u8 = 0x14;
+/// Extended Capability ID of ARI (7.8.7), which each function of an ARI device has.
+const ARI: u16 = 0x000e;
 /// The most capabilities that fit into the 192 bytes they may be in.
 const MAX_CAPABILITIES: usize = 48;
+/// Where extended capabilities begin (7.6.3), and the most that fit up to the end of the 4 KiB.
+const EXTENDED_CAPABILITIES: u16 = 0x100;
+const MAX_EXTENDED_CAPABILITIES: usize = 480;
 
 /// What a function's configuration space is laid out as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +192,22 @@ impl<'a, P: Platform> Config<'a, P> {
             at = next;
         }
         Ok(None)
+    }
+
+    /// Whether this function is one of an ARI device.
+    pub fn is_ari(&mut self, rid: u16) -> Result<bool, PciError> {
+        let mut at = EXTENDED_CAPABILITIES;
+        for _ in 0..MAX_EXTENDED_CAPABILITIES {
+            let capability = self.read(rid, at)?;
+            if capability as u16 == ARI {
+                return Ok(true);
+            }
+            at = (capability >> 20) as u16;
+            if at < EXTENDED_CAPABILITIES {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     /// What can be on the bus behind a bridge, if the bridge is a root port or a port of a switch: Device/Port

@@ -34,9 +34,9 @@ const ARI_FORWARDING: u32 = 1 << 5;
 #[derive(Clone, Debug)]
 struct Device {
     devfn: u8,
-    words: Box<[u32; 64]>,
+    words: Box<[u32; 65]>,
     /// Bits that a write changes.
-    writable: Box<[u32; 64]>,
+    writable: Box<[u32; 65]>,
     behind: Vec<Device>,
     /// What the bus number of the last configuration write was.
     captured: Option<u8>,
@@ -46,7 +46,7 @@ struct Device {
 
 impl Device {
     fn new(devfn: u8) -> Self {
-        let (mut words, mut writable) = (Box::new([0; 64]), Box::new([0; 64]));
+        let (mut words, mut writable) = (Box::new([0; 65]), Box::new([0; 65]));
         words[0] = 0x1234_5678;
         // Capabilities List, and bits of Status that a write of ones would clear.
         words[1] = 0xf010_0007;
@@ -83,6 +83,11 @@ impl Device {
 
     fn forwards_ari(self, forwards: bool) -> Self {
         self.word(CONTROL_2_AT, if forwards { ARI_FORWARDING } else { 0 })
+    }
+
+    /// One of an ARI device.
+    fn ari(self) -> Self {
+        self.word(0x100, 0x0001_000e)
     }
 
     /// Whether requests for this device of the bus behind it are delivered: by a root port and by a downstream port of a switch without

@@ -223,11 +223,27 @@ fn behind_a_conventional_bridge_functions_share_a_requester_id() {
     assert_eq!(pci_error(without_capabilities, 0x100), PciError::Conventional(8));
 }
 
+/// 7.3.1: without ARI a device answers whatever the Device Number is, so the host would reach its registers through other pages.
+#[test]
+fn a_function_that_answers_everywhere_is_refused() {
+    let behind = |forwards, device: Device| {
+        hold(&Fake::new(vec![Device::bridge(1, 1, 1, vec![device]).forwards_ari(forwards)]), 0x100).map(drop)
+    };
+    let other = Device::new(0).word(0x100, 0x0001_0001);
+    let loops = Device::new(0).word(0x100, 0x1001_0001);
+    for device in [Device::new(0), other, loops] {
+        assert_eq!(behind(true, device.clone()), Err(HoldError::Pci(PciError::Everywhere(0x100))));
+        assert_eq!(behind(false, device), Ok(()));
+    }
+    assert_eq!(behind(true, Device::new(0).ari()), Ok(()));
+    assert_eq!(PciError::Everywhere(0).status(), Status::Busy);
+}
+
 #[test]
 fn a_link_is_asked_for_one_device() {
     // Device 0 is there eight times, device 1 once.
     let behind = |kind, ari, other| {
-        let functions = (0..8).map(|devfn| Device::new(devfn).multi_function());
+        let functions = (0..8).map(|devfn| Device::new(devfn).multi_function().ari());
         let port = Device::bridge(1, 1, 1, functions.chain([Device::new(8)]).collect());
         let mut root = vec![port.port(kind).forwards_ari(ari)];
         root.push(Device::bridge(2, 2, 2, vec![Device::new(0)]).port(other));
