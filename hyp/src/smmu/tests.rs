@@ -182,12 +182,14 @@ fn any_number_of_failures_is_heard_of_and_none_is_the_smmus_end() {
         let queues = set.queues(&fake);
         let before = post(&queues, 0, flush()).unwrap();
         // One fetch more after each failure: the CMD_SYNC is done once more.
-        fake.fail_syncs(0, (0..failures).map(|n| 4 + n * 3).chain([6 + failures * 3]));
+        let silent = (0..failures).map(|n| 8 + n * 3);
+        fake.fail_syncs(0, [4].into_iter().chain(silent).chain([10 + failures * 3]));
+        let first = post(&queues, 0, to_devices(1)).unwrap();
         let silent = post(&queues, 0, to_devices(failures as usize).chain(flush())).unwrap();
         let other = post(&queues, 0, to_devices(1)).unwrap();
         let after = post(&queues, 0, flush()).unwrap();
-        let outcomes = [after, other, silent, before].map(|ticket| queues.wait(0, ticket).is_ok());
-        assert_eq!(outcomes, [true, false, false, true], "{failures}");
+        let outcomes = [after, other, silent, first, before].map(|ticket| queues.wait(0, ticket).is_ok());
+        assert_eq!(outcomes, [true, false, false, false, true], "{failures}");
         queues.wait(0, Ticket::default()).unwrap();
         assert_eq!(set.describe(0).unwrap().condition, Condition::Running);
     }
