@@ -1,7 +1,8 @@
 //! The calls about domains and vSMMUs, as methods of [`Bench`].
 
 use crate::bench::{Bench, COMMANDS};
-use abi::{Function, Reason, Status, attach};
+use abi::{Function, Reason, Statistic, Status, attach};
+use host_shim::call::Calls;
 
 /// An answer; with an error comes what is in `X1`.
 pub type Detail<T> = Result<T, (Status, u64)>;
@@ -129,6 +130,14 @@ impl Bench {
     pub fn tags(&self, smmu: usize) -> (u64, u64) {
         let tags = self.call(Function::SmmuTags, [smmu as u64, 0, 0, 0]);
         tags.map_or((0, 0), |[used, free, ..]| (used, free))
+    }
+
+    /// STATISTICS.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn statistic(&self, wanted: Statistic) -> u64 {
+        Calls::statistic(self, wanted).unwrap_or_else(|refused| panic!("{wanted:?}: {refused:?}"))
     }
 
     /// Where an address of a stage-2 domain leads.

@@ -4,7 +4,7 @@ use super::host::{TRUSTED, machine};
 use crate::bench::Bench;
 use crate::model::smmu::Fault;
 use crate::oracle::{self, Snapshot};
-use abi::{Function, Statistic, Status};
+use abi::{Function, Status};
 use host_shim::hostile::{Action, Choices, Knowledge, Outcome, STEP_BYTES, Step, steps};
 
 /// Bytes before each step, which say what fails meanwhile.
@@ -155,25 +155,11 @@ impl Failing<'_> {
 
     /// Whether everything is as it was before a call that failed.
     fn check_restored(&self, before: &Snapshot) -> Result<(), String> {
-        let after = Snapshot::take(self.bench)?;
-        let lost = before.owners.lost(&after.owners)?;
-        let mut differences = before.differences(&after);
-        // A new level-2 stream table, or tables that stay split.
-        differences.retain(|text| !text.starts_with("free pages"));
-        if lost > 0 || statistic(self.bench, Statistic::DeadSmmus) > 0 {
-            // Quarantined pages are in no table. A dead SMMU translates nothing.
-            differences
-                .retain(|text| ["streams", "VMIDs", "objects"].iter().any(|what| text.starts_with(what)));
-        }
+        let (_, differences) = before.unrestored(self.bench)?;
         if self.action.function() == Some(Function::GuestTeardown) {
             // What was taken apart before stays so.
             return Ok(());
         }
         if differences.is_empty() { Ok(()) } else { Err(format!("it failed, and changed {differences:#?}")) }
     }
-}
-
-fn statistic(bench: &Bench, wanted: Statistic) -> u64 {
-    let index = Statistic::ALL.iter().position(|statistic| *statistic == wanted).unwrap_or_default();
-    bench.call(Function::Statistics, [index as u64, 0, 0, 0]).map_or(0, |[value, ..]| value)
 }

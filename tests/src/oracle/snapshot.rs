@@ -4,7 +4,7 @@ use super::Owners;
 use crate::bench::{Bench, SCRATCH};
 use crate::model::smmu::ste::Meaning;
 use crate::model::stage2::{Leaf, all_leaves};
-use abi::Function;
+use abi::{Function, Statistic};
 use std::collections::BTreeMap;
 
 /// What calls, tables and devices say at one moment, while no call is under way.
@@ -123,5 +123,23 @@ impl Snapshot {
         let (free, now) = (self.free_pages, other.free_pages);
         compare("free pages", free == now, format!(": {free}, {now}"));
         found
+    }
+
+    /// What a call that failed with hardware or memory below it did not leave as it was, and how many pages it left to nobody. A level-2 stream
+    /// table that is new, and tables that stay split, do not count.
+    ///
+    /// # Errors
+    /// What cannot be asked, or a page that somebody else has.
+    pub fn unrestored(&self, bench: &Bench) -> Result<(u64, Vec<String>), String> {
+        let after = Self::take(bench)?;
+        let lost = self.owners.lost(&after.owners)?;
+        let mut differences = self.differences(&after);
+        if lost > 0 || bench.statistic(Statistic::DeadSmmus) > 0 {
+            // Quarantined pages are in no table. A dead SMMU translates nothing.
+            differences
+                .retain(|text| ["streams", "VMIDs", "objects"].iter().any(|what| text.starts_with(what)));
+        }
+        differences.retain(|text| !text.starts_with("free pages"));
+        Ok((lost, differences))
     }
 }

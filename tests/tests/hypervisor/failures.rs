@@ -82,11 +82,6 @@ fn commands_of(config: SmmuConfig, operation: &Operation) -> [u64; 2] {
     [after[0] - before[0], after[1] - before[1]]
 }
 
-fn dead(bench: &Bench) -> u64 {
-    let index = Statistic::ALL.iter().position(|s| *s == Statistic::DeadSmmus).unwrap() as u64;
-    bench.call(Function::Statistics, [index, 0, 0, 0]).unwrap()[0]
-}
-
 /// After a failure: everything is as it was but for pages of the range that nobody owns; what is done next works.
 fn afterwards(r: &Ready, name: &str, before: &Owners, range: (u64, u64)) {
     oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
@@ -100,8 +95,7 @@ fn afterwards(r: &Ready, name: &str, before: &Owners, range: (u64, u64)) {
             quarantined += 1;
         }
     }
-    let index = Statistic::ALL.iter().position(|s| *s == Statistic::QuarantinedPages).unwrap() as u64;
-    let counted = r.bench.call(Function::Statistics, [index, 0, 0, 0]).unwrap()[0];
+    let counted = r.bench.statistic(Statistic::QuarantinedPages);
     assert_eq!(counted, quarantined, "{name}: quarantined pages are counted");
     // The machine goes on: another page of another block.
     let page = SCRATCH + 7 * BLOCK;
@@ -134,7 +128,7 @@ fn inject_everywhere(config: SmmuConfig, fault: Fault) {
                 }
                 assert_eq!(result, Err(Status::Hardware), "{name}");
                 if matches!(fault, Fault::IllegalForever | Fault::Stuck) {
-                    assert_eq!(dead(&r.bench), 1, "{name}");
+                    assert_eq!(r.bench.statistic(Statistic::DeadSmmus), 1, "{name}");
                     assert!(r.bench.machine().smmus[smmu].aborting(), "{name}");
                 }
                 let range = operation.2(&r);
@@ -185,6 +179,13 @@ fn the_oracle_sees_a_skipped_invalidation() {
     }
 }
 
+/// A page that was wiped stays so for a while.
+fn nothing_lands_late(bench: &Bench, page: u64, ns: u64) {
+    assert_eq!(bench.machine().memory.read(page), Some(0));
+    bench.machine().advance(ns);
+    assert_eq!(bench.machine().memory.read(page), Some(0), "a write of the old owner's device arrives late");
+}
+
 #[test]
 fn a_transaction_in_flight_lands_before_the_page_is_wiped() {
     for config in [SmmuConfig::qemu(), SmmuConfig::qemu().slow(3_000)] {
@@ -194,13 +195,7 @@ fn a_transaction_in_flight_lands_before_the_page_is_wiped() {
         assert!(r.bench.reaches(0, 0, page));
         assert!(r.bench.reaches(1, 0, page));
         r.bench.whole(Function::MemDonate, page, r.bench.unit(), r.guest).unwrap();
-        assert_eq!(r.bench.machine().memory.read(page), Some(0));
-        r.bench.machine().advance(10_000_000);
-        assert_eq!(
-            r.bench.machine().memory.read(page),
-            Some(0),
-            "a write of the old owner's device arrives late"
-        );
+        nothing_lands_late(&r.bench, page, 10_000_000);
         oracle::check(&r.bench).unwrap();
     }
 }
@@ -217,15 +212,9 @@ fn a_transaction_in_flight_lands_before_its_smmu_is_dead() {
     r.bench.machine().smmus[0].arm(0, Fault::Stuck);
     let donate = || r.bench.whole(Function::MemDonate, page, r.bench.unit(), r.guest);
     assert_eq!(donate(), Err(Status::Hardware));
-    assert_eq!(dead(&r.bench), 1);
+    assert_eq!(r.bench.statistic(Statistic::DeadSmmus), 1);
     assert_eq!(donate(), Ok(()), "a dead SMMU has nothing to forget");
-    assert_eq!(r.bench.machine().memory.read(page), Some(0));
-    r.bench.machine().advance(1_000_000_000);
-    assert_eq!(
-        r.bench.machine().memory.read(page),
-        Some(0),
-        "a write of the old owner's device arrives late"
-    );
+    nothing_lands_late(&r.bench, page, 1_000_000_000);
     oracle::check_state(&r.bench).unwrap();
 }
 

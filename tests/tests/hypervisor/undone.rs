@@ -108,11 +108,6 @@ fn state(r: &Ready) -> String {
     )
 }
 
-fn statistic(bench: &Bench, wanted: Statistic) -> u64 {
-    let index = Statistic::ALL.iter().position(|statistic| *statistic == wanted).unwrap();
-    bench.call(Function::Statistics, [index as u64, 0, 0, 0]).unwrap()[0]
-}
-
 #[test]
 fn every_allocation_of_every_call_can_fail() {
     let qemu = SmmuConfig::qemu();
@@ -189,7 +184,7 @@ fn fail_every_command(config: SmmuConfig, fault: Fault, most: u64) {
                 let lost = changed
                     .inspect(|page| assert_eq!(after.of(*page), Some((0x101, 0)), "{name}"))
                     .count() as u64;
-                assert_eq!(statistic(&r.bench, Statistic::QuarantinedPages), lost, "{name}");
+                assert_eq!(r.bench.statistic(Statistic::QuarantinedPages), lost, "{name}");
                 if r.bench.machine().smmus[smmu].translating() && lost == 0 {
                     assert_eq!(operation(&r), Ok(()), "{name}: again");
                     oracle::check_state(&r.bench).unwrap_or_else(|text| panic!("{name}: again: {text}"));

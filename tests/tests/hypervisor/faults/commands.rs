@@ -27,11 +27,6 @@ const GLOBAL_ERRORS: [(u32, &str); 8] = [
     (SFM_ERR, "SFM_ERR"),
 ];
 
-fn statistic(world: &World, wanted: Statistic) -> u64 {
-    let index = Statistic::ALL.iter().position(|statistic| *statistic == wanted).unwrap();
-    world.bench.call(Function::Statistics, [index as u64, 0, 0, 0]).unwrap()[0]
-}
-
 /// What became of a call.
 struct Outcome {
     name: String,
@@ -76,16 +71,13 @@ fn at_every_command(shape: &Shape, fault: Fault, most: u64, mut look: impl FnMut
 fn check_restored(outcome: &Outcome) {
     let Outcome { name, world, before, .. } = outcome;
     oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
-    let after = Snapshot::take(&world.bench).unwrap();
-    let lost = before.owners.lost(&after.owners).unwrap_or_else(|text| panic!("{name}: {text}"));
-    assert_eq!(statistic(world, Statistic::QuarantinedPages), lost, "{name}: quarantined pages are counted");
-    let mut differences = before.differences(&after);
-    if lost > 0 || statistic(world, Statistic::DeadSmmus) > 0 {
-        // Quarantined pages are in no table. A dead SMMU translates nothing.
-        differences.retain(|text| ["streams", "VMIDs", "objects"].iter().any(|what| text.starts_with(what)));
-    }
-    // A new level-2 stream table, or tables that stay split.
-    differences.retain(|text| !text.starts_with("free pages"));
+    let (lost, mut differences) =
+        before.unrestored(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
+    assert_eq!(
+        world.bench.statistic(Statistic::QuarantinedPages),
+        lost,
+        "{name}: quarantined pages are counted"
+    );
     if outcome.function == Function::GuestTeardown {
         differences.retain(|text| !text.starts_with("objects"));
     }
@@ -104,7 +96,9 @@ fn once(shape: &Shape, fault: Fault) {
         failures += 1;
         assert_eq!(result.map_err(|(status, _)| status), Err(Status::Hardware), "{name}");
         check_restored(&outcome);
-        if statistic(world, Statistic::DeadSmmus) == 0 && statistic(world, Statistic::QuarantinedPages) == 0 {
+        if world.bench.statistic(Statistic::DeadSmmus) == 0
+            && world.bench.statistic(Statistic::QuarantinedPages) == 0
+        {
             let again = world.call(outcome.function, outcome.arguments);
             assert!(again.is_ok(), "{name}: {again:?} when it is made again");
             oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: again: {text}"));
@@ -181,7 +175,7 @@ fn a_command_of_any_call_that_never_ends_or_comes_too_late() {
             let Outcome { name, world, result, ns, .. } = &outcome;
             // One wait for commands, and four for registers that answer at once.
             assert!(*ns < 2 * TIMEOUT_NS, "{name}: {ns} ns");
-            assert_eq!(statistic(world, Statistic::DeadSmmus), 1, "{name}");
+            assert_eq!(world.bench.statistic(Statistic::DeadSmmus), 1, "{name}");
             match result {
                 // What was left to be forgotten were tables that had been joined.
                 Ok(_) => oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}")),
@@ -218,11 +212,11 @@ fn a_global_error_of_every_kind_at_any_command() {
             }
             // Whoever looks for events looks for these.
             let _ = world.call(Function::EventRead, [0; 4]);
-            assert_eq!(statistic(world, Statistic::GlobalErrors), 1, "{name}");
-            let is_dead = statistic(world, Statistic::DeadSmmus) == 1;
+            assert_eq!(world.bench.statistic(Statistic::GlobalErrors), 1, "{name}");
+            let is_dead = world.bench.statistic(Statistic::DeadSmmus) == 1;
             assert_eq!(is_dead, bits == SFM_ERR, "{name}");
             // An event that could not be written is lost.
-            assert_eq!(statistic(world, Statistic::EventsLost), u64::from(bits == 1 << 2), "{name}");
+            assert_eq!(world.bench.statistic(Statistic::EventsLost), u64::from(bits == 1 << 2), "{name}");
             assert!(is_dead || !(0..2).any(|smmu| is_active(world, smmu)), "{name}: it is not acknowledged");
             oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}"));
         });

@@ -13,11 +13,6 @@ const NOWHERE: u64 = 0x3000_0000;
 /// registers of each SMMU.
 const MOST_ACCESSES: u64 = 256 * 8 + 32;
 
-fn statistic(bench: &Bench, wanted: Statistic) -> u64 {
-    let index = Statistic::ALL.iter().position(|statistic| *statistic == wanted).unwrap();
-    bench.call(Function::Statistics, [index as u64, 0, 0, 0]).unwrap()[0]
-}
-
 /// A device makes this many accesses that fault.
 fn flood(bench: &Bench, smmu: usize, device: usize, count: u64) {
     let stream = bench.devices[smmu][device].stream;
@@ -70,7 +65,7 @@ fn every_event_of_a_flood_is_read_or_counted() {
             let bench = &world.bench;
             let _ = drain(bench);
             let (read_before, lost_before) =
-                (statistic(bench, Statistic::Events), statistic(bench, Statistic::EventsLost));
+                (bench.statistic(Statistic::Events), bench.statistic(Statistic::EventsLost));
             let before = written(bench);
             flood(bench, 0, 1, count);
             let wrote = written(bench) - before;
@@ -80,8 +75,8 @@ fn every_event_of_a_flood_is_read_or_counted() {
             let stream = u64::from(bench.devices[0][1].stream);
             // What an SMMU could write is read; the rest it says only once that it lost.
             assert_eq!(found.get(&(0, stream)).copied().unwrap_or(0), wrote, "{name}: {found:x?}");
-            assert_eq!(statistic(bench, Statistic::Events) - read_before, wrote, "{name}");
-            assert_eq!(statistic(bench, Statistic::EventsLost) - lost_before, overflowed, "{name}");
+            assert_eq!(bench.statistic(Statistic::Events) - read_before, wrote, "{name}");
+            assert_eq!(bench.statistic(Statistic::EventsLost) - lost_before, overflowed, "{name}");
             assert!(lost <= overflowed, "{name}");
             oracle::check(bench).unwrap_or_else(|text| panic!("{name}: {text}"));
         }
@@ -93,7 +88,7 @@ fn a_flood_that_nobody_reads_fills_the_ring_and_is_counted() {
     let world = world(7);
     let bench = &world.bench;
     let _ = drain(bench);
-    let read_before = statistic(bench, Statistic::Events);
+    let read_before = bench.statistic(Statistic::Events);
     let before = written(bench);
     // A donation drains while it waits; nobody reads.
     for n in 0..8 {
@@ -107,7 +102,7 @@ fn a_flood_that_nobody_reads_fills_the_ring_and_is_counted() {
     let (found, lost) = drain(bench);
     let shown: u64 = found.values().sum();
     assert_eq!(shown + lost, wrote, "shown {shown}, lost {lost}");
-    assert_eq!(statistic(bench, Statistic::Events) - read_before, wrote);
+    assert_eq!(bench.statistic(Statistic::Events) - read_before, wrote);
 }
 
 /// A flood of a guest's device, while its stream is attached, changes over and leaves, shows nothing to the host and hides nothing of its own for good.
