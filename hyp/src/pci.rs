@@ -219,14 +219,14 @@ pub fn hold_function<P: Platform, E>(
     walk.target = Some(target);
     walk.bridges(function.node, node, hold)?;
     let bus = walk.buses.iter().find(|bus| bus.number == target).ok_or(PciError::NotFound)?;
-    let is_ari = bus.devices == Devices::Functions;
+    let forwards_ari = bus.devices == Devices::Functions;
     let config = &mut walk.config;
     let Some((Header::Endpoint, _)) = config.header(function.rid)? else {
         return Err(PciError::NotFound.into());
     };
     let page = config.page(function.rid).ok_or(PciError::NotFound)?;
     hold(page).map_err(HoldError::Hold)?;
-    if is_ari && !config.is_ari(function.rid)? {
+    if forwards_ari && !config.is_ari(function.rid)? {
         // The host would reach its registers through pages of other numbers (7.3.1).
         return Err(PciError::Everywhere(function.rid).into());
     }

@@ -67,3 +67,23 @@ pub trait Platform: Memory + Sync {
     /// Gives a run back that [`Platform::heap_take`] gave, with the same order.
     fn heap_give(&self, heap: Heap, run: PhysAddr, order: u8);
 }
+
+/// Waits until these bits of a 32-bit device register have these values, for `timeout_ns` at most; whether they have.
+pub(crate) fn waited_for<P: Platform>(
+    p: &P,
+    register: PhysAddr,
+    bits: u32,
+    values: u32,
+    timeout_ns: u64,
+) -> bool {
+    let start = p.now_ns();
+    loop {
+        // The clock is read first: a CPU that was away between the two reads once more before it gives up.
+        let late = p.now_ns().saturating_sub(start) > timeout_ns;
+        let is_done = p.read_register_u32(register) & bits == values;
+        if is_done || late {
+            return is_done;
+        }
+        p.relax();
+    }
+}

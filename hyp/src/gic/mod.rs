@@ -24,7 +24,6 @@ use crate::devicetree::Machine;
 use crate::memory::Ownership;
 use crate::memory::pool::Pool;
 use crate::platform::Platform;
-use crate::smmu::TIMEOUT_NS;
 use crate::sync::Mutex;
 
 /// The most ITSs.
@@ -90,20 +89,6 @@ impl fmt::Display for GicError {
 }
 
 impl core::error::Error for GicError {}
-
-/// Waits until these bits of a register have these values, for [`TIMEOUT_NS`] at most; whether they have.
-fn waited_for<P: Platform>(p: &P, register: PhysAddr, bits: u32, values: u32) -> bool {
-    let start = p.now_ns();
-    loop {
-        // Read before the value, so that a last look follows a long pause.
-        let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-        let is_done = p.read_register_u32(register) & bits == values;
-        if is_done || late {
-            return is_done;
-        }
-        p.relax();
-    }
-}
 
 /// The Redistributors and ITSs of the machine.
 pub struct Gic {

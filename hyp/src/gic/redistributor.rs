@@ -15,10 +15,11 @@
 use smmuv3::address::{PhysAddr, PhysRange};
 
 use super::access::{Access, Half};
-use super::{FIRST_LPI, GicError, Services, waited_for};
+use super::{FIRST_LPI, GicError, Services};
 use crate::devicetree::Machine;
 use crate::list::List;
-use crate::platform::Platform;
+use crate::platform::{Platform, waited_for};
+use crate::smmu::TIMEOUT_NS;
 use crate::sync::{Guarded, Mutex, Rank};
 
 /// Bytes of one register frame.
@@ -474,6 +475,6 @@ fn turn_lpis_off<P: Platform>(p: &P, base: PhysAddr) -> Result<(), GicError> {
         // Allowed where CTLR.CES is 1; elsewhere the bit is RES1 once it is set.
         p.write_register_u32(register, ctlr & !CTLR_ENABLE_LPIS);
     }
-    let is_off = waited_for(p, register, CTLR_ENABLE_LPIS | CTLR_RWP, 0);
+    let is_off = waited_for(p, register, CTLR_ENABLE_LPIS | CTLR_RWP, 0, TIMEOUT_NS);
     if is_off { Ok(()) } else { Err(GicError::LpisEnabled(base)) }
 }

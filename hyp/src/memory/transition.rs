@@ -375,8 +375,8 @@ impl Ownership {
                 .map(p, &mut reserves.io, &mut NoBreak, range, output, attributes, true, &mut gather)
                 .is_err()
             {
-                if let Some((cpu, _)) = &tables.cpu {
-                    self.drop_from_cpu(cx, cpu, range);
+                if tables.cpu.is_some() {
+                    self.drop_from_cpu(cx, range);
                 }
                 return false;
             }
@@ -500,8 +500,7 @@ impl Ownership {
     /// Takes pages of the host's own away from its CPUs and devices. `false`, and nothing is changed, if there is no table for a split.
     #[cold]
     fn take_from_host<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, range: PhysRange) -> bool {
-        let cpu = self.cpu;
-        if !self.drop_from_cpu(cx, &cpu, range) {
+        if !self.drop_from_cpu(cx, range) {
             return false;
         }
         let mut gather = Gather::new();
@@ -515,23 +514,19 @@ impl Ownership {
         // The table that the CPUs' leaf was in is there, or was given back just now.
         let mut pages = Direct::undoing(cx.platform, cx.pool, CPU_ORDER);
         let stage2 = &mut BreakHost(cx.platform);
-        let _ = cpu.map(cx.platform, &mut pages, stage2, range, range.start(), HOST_RAM, false, &mut gather);
+        let _ =
+            self.cpu.map(cx.platform, &mut pages, stage2, range, range.start(), HOST_RAM, false, &mut gather);
         self.host_table_pages = self.host_table_pages.saturating_add(pages.taken);
         false
     }
 
-    /// Takes a range away from the CPUs. `false`, and nothing is changed, if there is no table for a split.
+    /// Takes a range away from the host's CPUs. `false`, and nothing is changed, if there is no table for a split.
     #[cold]
-    fn drop_from_cpu<P: Platform, I: IoCaches>(
-        &mut self,
-        cx: &Context<'_, P, I>,
-        cpu: &PageTable,
-        range: PhysRange,
-    ) -> bool {
+    fn drop_from_cpu<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, range: PhysRange) -> bool {
         let mut gather = Gather::new();
         let mut pages = Direct::new(cx.platform, cx.pool, CPU_ORDER);
         let unmapped =
-            cpu.unmap(cx.platform, &mut pages, &mut BreakHost(cx.platform), range, &mut gather).is_ok();
+            self.cpu.unmap(cx.platform, &mut pages, &mut BreakHost(cx.platform), range, &mut gather).is_ok();
         self.host_table_pages += pages.taken;
         cx.platform.invalidate_host_stage2(range);
         self.give_freed(cx, CPU_ORDER, HOST, &mut gather);

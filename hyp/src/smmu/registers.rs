@@ -3,7 +3,7 @@
 use smmuv3::address::PhysAddr;
 use smmuv3::registers::{CR0_OFFSET, CR0ACK_OFFSET, GBPA, GBPA_OFFSET};
 
-use crate::platform::Platform;
+use crate::platform::{Platform, waited_for};
 
 /// The longest that a register update may take, and that an SMMU may do commands without progress, in nanoseconds.
 ///
@@ -65,19 +65,8 @@ impl Registers {
         mask: u32,
         value: u32,
     ) -> Result<(), NoAcknowledge> {
-        let start = p.now_ns();
-        loop {
-            // The clock is read first: a CPU that was away between the two reads once more before it gives
-            // up.
-            let late = p.now_ns().saturating_sub(start) > TIMEOUT_NS;
-            if self.read_u32(p, offset) & mask == value {
-                return Ok(());
-            }
-            if late {
-                return Err(NoAcknowledge { offset });
-            }
-            p.relax();
-        }
+        let is_done = waited_for(p, self.base.offset(offset), mask, value, TIMEOUT_NS);
+        if is_done { Ok(()) } else { Err(NoAcknowledge { offset }) }
     }
 
     /// Writes CR0 and waits until CR0ACK shows all of it (6.3.9).

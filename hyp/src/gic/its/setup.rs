@@ -9,10 +9,11 @@ use super::devices::{Devices, MAX_DEVICE_BITS};
 use super::queue::ShadowQueue;
 use super::registers::*;
 use crate::devicetree::Machine;
+use crate::gic::GicError;
 use crate::gic::redistributor::Redistributors;
-use crate::gic::{GicError, waited_for};
 use crate::memory::pool::{OutOfPages, PAGE_LOG2, Pool};
-use crate::platform::Platform;
+use crate::platform::{Platform, waited_for};
+use crate::smmu::TIMEOUT_NS;
 
 /// The most bytes of a table, and of an ITT: what one trap wipes at most.
 const MAX_TABLE_BYTES: u64 = 1 << 20;
@@ -68,7 +69,7 @@ pub fn turn_off<P: Platform>(p: &P, machine: &Machine) -> Result<(), GicError> {
         if ctlr & CTLR_ENABLED != 0 {
             p.write_register_u32(register, ctlr & !CTLR_ENABLED);
         }
-        if !waited_for(p, register, CTLR_ENABLED | CTLR_QUIESCENT, CTLR_QUIESCENT) {
+        if !waited_for(p, register, CTLR_ENABLED | CTLR_QUIESCENT, CTLR_QUIESCENT, TIMEOUT_NS) {
             return Err(GicError::ItsEnabled(its.start()));
         }
     }
