@@ -8,6 +8,7 @@ use smmuv3::address::{PhysAddr, PhysRange};
 use smmuv3::memory::Memory;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use spin::relax::RelaxStrategy;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A model machine behind a lock: several threads stand for several CPUs.
 ///
@@ -16,6 +17,8 @@ use spin::relax::RelaxStrategy;
 #[derive(Debug)]
 pub struct ModelPlatform {
     machine: SpinMutex<Machine, Yield>,
+    /// A bit for each CPU that has done something.
+    cpus: AtomicU64,
     /// Where a CPU can be stopped.
     pub gate: Gate,
 }
@@ -36,7 +39,7 @@ impl RelaxStrategy for Yield {
 impl ModelPlatform {
     /// This machine.
     pub fn new(machine: Machine) -> Self {
-        Self { machine: SpinMutex::new(machine), gate: Gate::default() }
+        Self { machine: SpinMutex::new(machine), cpus: AtomicU64::new(0), gate: Gate::default() }
     }
 
     /// The machine, to look at or to break.
@@ -47,7 +50,16 @@ impl ModelPlatform {
     /// The machine, for an operation of the hypervisor's.
     fn operate(&self) -> MachineGuard<'_> {
         self.gate.pass();
+        let this = 1 << crate::threads::number();
+        if self.cpus.load(Ordering::Relaxed) & this == 0 {
+            self.cpus.fetch_or(this, Ordering::Relaxed);
+        }
         self.machine()
+    }
+
+    /// Whether there is another CPU that this one could be waiting for.
+    fn has_others(&self) -> bool {
+        self.cpus.load(Ordering::Relaxed) & !(1 << crate::threads::number()) != 0
     }
 }
 
@@ -129,7 +141,10 @@ impl Platform for ModelPlatform {
 
     fn relax(&self) {
         self.operate().relax();
-        std::thread::yield_now();
+        // On a machine that does other things too each takes milliseconds, and there are waits of 100,000.
+        if self.has_others() {
+            std::thread::yield_now();
+        }
     }
 
     fn heap_add(&self, heap: Heap, range: PhysRange) {
