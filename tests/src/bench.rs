@@ -17,7 +17,7 @@ use smmuv3::address::{PhysAddr, PhysRange};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes of RAM, but for [`Shape::small`].
 pub const RAM_BYTES: u64 = 40 << 20;
@@ -110,7 +110,7 @@ pub struct Bench {
     pub ram: Span,
     /// Where the RAM for scenarios begins.
     pub scratch: u64,
-    pub(crate) record: Mutex<Record>,
+    pub(crate) record: Mutex<Arc<Record>>,
     pub(crate) pending: Mutex<Vec<(usize, host_shim::host::Transfer)>>,
     pub(crate) buffers: Mutex<HashMap<usize, u64>>,
     driven: Mutex<Vec<Driven>>,
@@ -342,7 +342,7 @@ impl Bench {
             Function::StreamDetach | Function::VsmmuRemoveStream | Function::GuestTeardown
         );
         let taken = if may_return { self.taken() } else { Vec::new() };
-        self.record_mut().update(function, arguments, answer, ask);
+        Arc::make_mut(&mut self.record_mut()).update(function, arguments, answer, ask);
         for (smmu, stream) in taken.into_iter().filter(|(smmu, stream)| !self.is_taken(*smmu, *stream)) {
             self.after_return(smmu, stream);
             self.forgive_first_ats(smmu, stream);
@@ -420,11 +420,11 @@ impl Bench {
     }
 
     /// What the calls so far have made.
-    pub fn record(&self) -> Record {
-        self.record_mut().clone()
+    pub fn record(&self) -> Arc<Record> {
+        Arc::clone(&self.record_mut())
     }
 
-    fn record_mut(&self) -> MutexGuard<'_, Record> {
+    fn record_mut(&self) -> MutexGuard<'_, Arc<Record>> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

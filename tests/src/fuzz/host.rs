@@ -27,7 +27,7 @@ pub(super) fn machine() -> Bench {
 /// # Panics
 /// The oracle, or whoever judges a single answer, does not agree.
 pub fn host(bytes: &[u8]) {
-    run(bytes, |_| true);
+    say_pace(run(bytes, |_| true));
 }
 
 /// As [`host`], without drivers of emulated SMMUs.
@@ -35,7 +35,15 @@ pub fn host(bytes: &[u8]) {
 /// # Panics
 /// As [`host`].
 pub fn hypercalls(bytes: &[u8]) {
-    run(bytes, |action| !matches!(action, Action::Driver(_)));
+    say_pace(count_hypercalls(bytes));
+}
+
+/// As [`hypercalls`], and answers how many there were.
+///
+/// # Panics
+/// As [`host`].
+pub fn count_hypercalls(bytes: &[u8]) -> u64 {
+    run(bytes, |action| !matches!(action, Action::Driver(_)))
 }
 
 /// Calls between two lines about the pace: more than the inputs that are kept make.
@@ -46,7 +54,7 @@ static CALLS: AtomicU64 = AtomicU64::new(0);
 static SINCE: OnceLock<Instant> = OnceLock::new();
 
 /// Counts calls, and says now and then how many were made a second.
-fn count(calls: u64) {
+fn say_pace(calls: u64) {
     let since = SINCE.get_or_init(Instant::now);
     let before = CALLS.fetch_add(calls, Ordering::Relaxed);
     if before / A_LINE_EVERY != (before + calls) / A_LINE_EVERY {
@@ -55,7 +63,8 @@ fn count(calls: u64) {
     }
 }
 
-fn run(bytes: &[u8], wanted: impl Fn(&Action) -> bool) {
+/// Does what the bytes say as far as it is wanted, and answers how many hypercalls it made.
+fn run(bytes: &[u8], wanted: impl Fn(&Action) -> bool) -> u64 {
     let bench = machine();
     let mut known = Knowledge::of(&bench);
     let mut oracle = Incremental::new(&bench);
@@ -86,5 +95,5 @@ fn run(bytes: &[u8], wanted: impl Fn(&Action) -> bool) {
     if let Err(text) = oracle.finish(&bench) {
         panic!("at the end: {text}");
     }
-    count(calls);
+    calls
 }

@@ -6,7 +6,7 @@ mod faults;
 mod host;
 
 pub use faults::faults;
-pub use host::{host, hypercalls};
+pub use host::{count_hypercalls, host, hypercalls};
 pub use hyp::fuzzing::{devicetree, emulated_smmu, its, pci_buses, redistributors};
 pub use smmuv3::fuzzing::{invalidation_array, owner_commands, page_tables, ranges};
 

@@ -34,10 +34,15 @@ impl Span {
 /// RAM. Pages that were never written read as a pattern, so that nothing passes because fresh RAM happens to be zero.
 #[derive(Debug, Default)]
 pub struct PhysMemory {
-    ram: Vec<Span>,
-    /// For each span of RAM its pages.
-    pages: Vec<Vec<Contents>>,
+    banks: Vec<Bank>,
     clock: u64,
+}
+
+/// A span of RAM with its pages.
+#[derive(Debug)]
+struct Bank {
+    ram: Span,
+    pages: Vec<Contents>,
 }
 
 /// What a page holds.
@@ -64,30 +69,28 @@ pub const FRESH: u64 = 0xdead_beef_5a5a_a5a5;
 impl PhysMemory {
     /// RAM at the given spans.
     pub fn new(ram: &[Span]) -> Self {
-        let pages =
-            ram.iter().map(|span| (0..span.size() >> 12).map(|_| Contents::Fresh).collect()).collect();
-        Self { ram: ram.to_vec(), pages, clock: 0 }
-    }
-
-    /// Where the page of an address is kept: its span, and which page of it.
-    fn place(&self, address: u64) -> Option<(usize, usize)> {
-        let span = self.ram.iter().position(|span| span.contains(address))?;
-        Some((span, ((address - self.ram[span].start) >> 12) as usize))
+        let fresh = |span: &Span| (0..span.size() >> 12).map(|_| Contents::Fresh).collect();
+        Self { banks: ram.iter().map(|span| Bank { ram: *span, pages: fresh(span) }).collect(), clock: 0 }
     }
 
     fn contents(&self, address: u64) -> Option<&Contents> {
-        let (span, page) = self.place(address)?;
-        Some(&self.pages[span][page])
+        let bank = self.banks.iter().find(|bank| bank.ram.contains(address))?;
+        bank.pages.get(((address - bank.ram.start) >> 12) as usize)
+    }
+
+    fn contents_mut(&mut self, address: u64) -> Option<&mut Contents> {
+        let bank = self.banks.iter_mut().find(|bank| bank.ram.contains(address))?;
+        bank.pages.get_mut(((address - bank.ram.start) >> 12) as usize)
     }
 
     /// The RAM spans.
-    pub fn ram(&self) -> &[Span] {
-        &self.ram
+    pub fn ram(&self) -> impl Iterator<Item = Span> {
+        self.banks.iter().map(|bank| bank.ram)
     }
 
     /// Whether RAM is at the address.
     pub fn is_ram(&self, address: u64) -> bool {
-        self.ram.iter().any(|span| span.contains(address))
+        self.contents(address).is_some()
     }
 
     /// Reads the 64 bits at an address whose low three bits are ignored; `None` where no RAM is.
@@ -101,31 +104,36 @@ impl PhysMemory {
 
     /// Writes 64 bits; `false` where no RAM is.
     pub fn write(&mut self, address: u64, value: u64) -> bool {
-        let Some((span, page)) = self.place(address) else { return false };
-        let contents = &mut self.pages[span][page];
-        let page = match contents {
+        self.replace(address, value).is_some()
+    }
+
+    /// Writes 64 bits, and answers what was there; `None` where no RAM is.
+    pub fn replace(&mut self, address: u64, value: u64) -> Option<u64> {
+        let now = self.clock + 1;
+        let page = match self.contents_mut(address)? {
             Contents::Written(page) => page,
-            Contents::Fresh => contents.written(Page { words: [FRESH; 512], changed: [0; 64] }),
-            Contents::Wiped(at) => {
-                let changed = [*at; 64];
-                contents.written(Page { words: [0; 512], changed })
+            contents @ Contents::Fresh => contents.written(Page { words: [FRESH; 512], changed: [0; 64] }),
+            contents @ &mut Contents::Wiped(at) => {
+                contents.written(Page { words: [0; 512], changed: [at; 64] })
             }
         };
-        let word = (address >> 3 & 511) as usize;
-        if page.words[word] != value {
-            self.clock += 1;
-            page.words[word] = value;
-            page.changed[word / 8] = self.clock;
+        let index = (address >> 3 & 511) as usize;
+        let word = &mut page.words[index];
+        let old = std::mem::replace(word, value);
+        if old != value {
+            page.changed[index / 8] = now;
+            self.clock = now;
         }
-        true
+        Some(old)
     }
 
     /// Fills whole 4 KiB pages with zeros.
     pub fn wipe(&mut self, span: Span) {
         self.clock += 1;
         for address in (span.start & !0xfff..span.end & !0xfff).step_by(4096) {
-            if let Some((span, page)) = self.place(address) {
-                self.pages[span][page] = Contents::Wiped(self.clock);
+            let wiped = Contents::Wiped(self.clock);
+            if let Some(contents) = self.contents_mut(address) {
+                *contents = wiped;
             }
         }
     }

@@ -172,14 +172,11 @@ impl Machine {
             self.violations.record(format!("EL2 writes 64 bits at {address:#x}"));
         }
         self.changes += 1;
-        let old = self.memory.read(address);
-        if !self.memory.write(address, value) {
+        let Some(old) = self.memory.replace(address, value) else {
             self.violations.record(format!("EL2 writes memory at {address:#x}, where no RAM is"));
             return;
-        }
-        if let Some(old) = old
-            && old != value
-        {
+        };
+        if old != value {
             self.check_store(address, old, value);
         }
         self.observe();

@@ -28,7 +28,14 @@ impl Watch {
 
 impl Machine {
     /// Tries the accesses that are watched.
+    #[inline]
     pub(super) fn observe(&mut self) {
+        if self.watch.is_some() {
+            self.try_all();
+        }
+    }
+
+    fn try_all(&mut self) {
         let Some(mut watch) = self.watch.take() else { return };
         watch.moments += 1;
         for ((origin, address), seen) in watch.probes.iter().zip(&mut watch.seen) {

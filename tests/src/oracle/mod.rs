@@ -23,6 +23,7 @@ use crate::model::{ITS, RAM_BASE};
 use crate::record::{Domain, Record};
 use abi::{Function, Status};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 const HYPERVISOR: u64 = 0x100;
 
@@ -30,7 +31,7 @@ const HYPERVISOR: u64 = 0x100;
 pub(crate) struct View<'a> {
     pub bench: &'a Bench,
     pub owners: &'a Owners,
-    pub record: Record,
+    pub record: Arc<Record>,
     pub unit: u64,
     /// The page that devices write MSIs to.
     pub doorbell: Span,

@@ -258,8 +258,8 @@ fn access(
 
 /// Ends everything: nothing is left behind.
 pub fn tear_down_all(bench: &Bench) -> Result<(), String> {
-    let guests = bench.record().guests;
-    for guest in guests {
+    let record = bench.record();
+    for &guest in &record.guests {
         bench.tear_down(guest).map_err(|status| format!("teardown of guest {guest}: {status:?}"))?;
     }
     tests::oracle::check(bench)?;

@@ -34,7 +34,7 @@ pub struct Arguments {
     /// Seconds after which a guest without an outcome is ended
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
-    /// Also times the algorithms on this machine (criterion); wall time is noise, so nothing is compared with a limit
+    /// Also times the algorithms and the fuzzers' hypercalls on this machine (criterion); wall time is noise, so nothing is compared with a limit
     #[arg(long)]
     host_benches: bool,
 }
@@ -290,8 +290,8 @@ fn shim(arguments: &Arguments) -> Result<bool> {
         println!("{:<36} {:>10}", measure.name, measure.value);
     }
     if arguments.host_benches {
-        println!("\ntimes on this machine: cargo bench --package smmuv3");
-        let status = workspace.cargo().args(["bench", "--package", "smmuv3"]).status();
+        println!("\ntimes on this machine: cargo bench --package smmuv3 --package tests");
+        let status = workspace.cargo().args(["bench", "--package", "smmuv3", "--package", "tests"]).status();
         kept &= status.context("cargo cannot be started")?.success();
     }
     Ok(kept)

@@ -33,8 +33,8 @@ struct End {
 
 impl End {
     fn of(bench: &Bench) -> Self {
-        let streams = bench.record().streams;
-        let streams = streams.iter().map(|(stream, attached)| (*stream, owner_of(attached.domain)));
+        let record = bench.record();
+        let streams = record.streams.iter().map(|(stream, attached)| (*stream, owner_of(attached.domain)));
         let owners = Owners::read(bench).unwrap();
         let page = |n: usize| RAM_BASE + ((n as u64) << 12);
         let is_plain = (0..PAGES).map(|n| owners.of(page(n)) == Some((0, 0))).collect();
