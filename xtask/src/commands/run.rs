@@ -10,6 +10,7 @@ use crate::emulator::{self, Entry, Run};
 use crate::image::{self, Images};
 use crate::linux::{self, Again};
 use crate::machine::Shape;
+use crate::machine::cpu::Cpu;
 use crate::machine::memory_size::MemorySize;
 use crate::payload::Software;
 use crate::setup::linux::{DEFAULT, Wanted};
@@ -34,6 +35,9 @@ pub struct Machine {
     /// Number of CPUs, 1 to 32
     #[arg(long, default_value_t = 4, value_name = "N")]
     pub cpus: u8,
+    /// What each CPU is
+    #[arg(long, value_enum, default_value_t, value_name = "MODEL")]
+    pub cpu: Cpu,
     /// Size of the memory, for example 512M or 2G
     #[arg(long, default_value = "1G", value_name = "SIZE")]
     pub memory: String,
@@ -83,6 +87,7 @@ impl Machine {
         Ok(Self {
             smmus,
             cpus,
+            cpu: Cpu::Max,
             memory: "1G".into(),
             host: Host::Linux,
             linux_version: DEFAULT.parse()?,
@@ -101,7 +106,7 @@ impl Machine {
     ///
     /// A number or size is outside its limits.
     pub fn shape(&self) -> Result<Shape> {
-        let shape = Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)?;
+        let shape = Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)?.with_cpu(self.cpu);
         Ok(match (self.host, self.native) {
             (Host::Shim, _) => shape.with_mmio_disk(),
             (Host::Linux, false) => shape.with_virtio_disk(),

@@ -13,6 +13,7 @@ use super::fuzz;
 use super::run::{Machine, prepare};
 use crate::emulator::{self, Entry, Record, Run};
 use crate::linux::Again;
+use crate::machine::cpu::Cpu;
 use crate::machine::{Shape, check};
 use crate::workspace::Workspace;
 use crate::{image, panics, setup};
@@ -34,18 +35,39 @@ struct Case {
     name: &'static str,
     smmus: u8,
     cpus: u8,
+    cpu: Cpu,
     memory: &'static str,
     entry: Entry,
     bootargs: &'static str,
 }
 
-/// The default machine runs everything; the others differ in one thing each and shorten the concurrent check.
+/// The default machine runs everything; the others shorten the concurrent check. The smallest has the oldest CPU.
 const CASES: &[Case] = &[
-    Case { name: "default", smmus: 3, cpus: 4, memory: "1G", entry: Entry::Image, bootargs: "" },
-    Case { name: "smallest", smmus: 1, cpus: 1, memory: "256M", entry: Entry::Image, bootargs: "rounds=500" },
-    Case { name: "largest", smmus: 8, cpus: 5, memory: "2G", entry: Entry::Image, bootargs: "rounds=500" },
-    Case { name: "elf", smmus: 2, cpus: 2, memory: "512M", entry: Entry::Elf, bootargs: "rounds=500" },
+    Case { name: "default", ..DEFAULT },
+    Case {
+        name: "smallest",
+        smmus: 1,
+        cpus: 1,
+        cpu: Cpu::CortexA53,
+        memory: "256M",
+        bootargs: "rounds=500",
+        ..DEFAULT
+    },
+    Case { name: "largest", smmus: 8, cpus: 5, memory: "2G", bootargs: "rounds=500", ..DEFAULT },
+    Case {
+        name: "elf",
+        smmus: 2,
+        cpus: 2,
+        memory: "512M",
+        entry: Entry::Elf,
+        bootargs: "rounds=500",
+        ..DEFAULT
+    },
 ];
+
+/// What `cargo xtask run` starts.
+const DEFAULT: Case =
+    Case { name: "", smmus: 3, cpus: 4, cpu: Cpu::Max, memory: "1G", entry: Entry::Image, bootargs: "" };
 
 /// When a run in QEMU that has no outcome is ended: they take a minute, and several on a machine that does other things too.
 const TIMEOUT: Duration = Duration::from_secs(480);
@@ -150,7 +172,8 @@ fn panics(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let (qemu, images) = tally.time("the images are built", |_| prepare(workspace))?;
     for case in CASES {
-        let shape = Shape::new(case.smmus, case.cpus, case.memory.parse()?)?.with_mmio_disk();
+        let shape =
+            Shape::new(case.smmus, case.cpus, case.memory.parse()?)?.with_cpu(case.cpu).with_mmio_disk();
         println!("QEMU, {}: {shape}, {:?}", case.name, case.entry);
         match check::against_qemu(&shape, &qemu) {
             Ok(nodes) => {

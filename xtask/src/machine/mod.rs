@@ -4,6 +4,7 @@
 //! tree, so the two cannot disagree.
 
 pub mod check;
+pub mod cpu;
 pub mod device_tree;
 pub mod map;
 pub mod memory_size;
@@ -11,6 +12,7 @@ pub mod qemu;
 
 use anyhow::{Result, bail};
 
+use cpu::Cpu;
 use map::{Range, Windows};
 use memory_size::MemorySize;
 
@@ -28,6 +30,7 @@ const BUSES_PER_ROOT: u8 = 8;
 pub struct Shape {
     smmus: u8,
     cpus: u8,
+    cpu: Cpu,
     memory: MemorySize,
     el2: bool,
     virtio_disk: bool,
@@ -35,7 +38,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A machine with EL2, `smmus` SMMUs (1 to [`MAX_SMMUS`]), `cpus` CPUs (1 to [`MAX_CPUS`]) and `memory`.
+    /// A machine with EL2, `smmus` SMMUs (1 to [`MAX_SMMUS`]), `cpus` CPUs (1 to [`MAX_CPUS`]) that can all that QEMU can, and `memory`.
     ///
     /// # Errors
     ///
@@ -51,7 +54,7 @@ impl Shape {
                 "the machine can have 1 to {MAX_CPUS} CPUs, not {cpus}: type --cpus 1 to --cpus {MAX_CPUS}"
             );
         }
-        Ok(Self { smmus, cpus, memory, el2: true, virtio_disk: false, mmio_disk: false })
+        Ok(Self { smmus, cpus, cpu: Cpu::Max, memory, el2: true, virtio_disk: false, mmio_disk: false })
     }
 
     /// The same with a virtio disk behind SMMU 0.
@@ -85,6 +88,16 @@ impl Shape {
         Device::ALL.into_iter().chain(virtio)
     }
 
+    /// The same with such CPUs.
+    pub const fn with_cpu(self, cpu: Cpu) -> Self {
+        Self { cpu, ..self }
+    }
+
+    /// What each CPU is.
+    pub const fn cpu(&self) -> Cpu {
+        self.cpu
+    }
+
     /// Number of CPUs.
     pub const fn cpus(&self) -> u8 {
         self.cpus
@@ -106,7 +119,11 @@ impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let plural = |count: u8| if count == 1 { "" } else { "s" };
         let (smmus, cpus) = (self.smmus, self.cpus);
-        write!(f, "{smmus} SMMU{}, {cpus} CPU{}, {}", plural(smmus), plural(cpus), self.memory)
+        write!(f, "{smmus} SMMU{}, {cpus} CPU{}", plural(smmus), plural(cpus))?;
+        if self.cpu != Cpu::Max {
+            write!(f, " ({})", self.cpu.qemu())?;
+        }
+        write!(f, ", {}", self.memory)
     }
 }
 

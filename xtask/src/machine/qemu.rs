@@ -59,7 +59,7 @@ pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     let el2 = if shape.has_el2() { "on" } else { "off" };
     option("-M", format!("virt,virtualization={el2},gic-version=3"));
-    option("-cpu", "max,pauth-impdef=on".into());
+    option("-cpu", shape.cpu().qemu().into());
     option("-smp", shape.cpus().to_string());
     option("-m", format!("{}M", shape.memory().mib()));
     for root in shape.root_buses() {
