@@ -12,6 +12,7 @@ mod firmware;
 mod fuzz;
 mod hostile;
 mod interrupts;
+mod kept;
 mod machine;
 mod mmu;
 mod probe;
@@ -82,8 +83,11 @@ fn run(tree: &Tree, bootargs: &str, device_tree: tree::Run) -> bool {
     }
     let only = words.find_map(|word| word.strip_prefix("only="));
     let wanted = |name: &str| only.is_none_or(|only| matches(name, only));
-    let all =
-        checks::all::<Machine>().chain(firmware::checks()).chain([profiling::CHECK]).chain(hostile::checks());
+    let all = checks::all::<Machine>()
+        .chain(firmware::checks())
+        .chain([profiling::CHECK])
+        .chain(kept::CHECKS)
+        .chain(hostile::checks());
     let tally = checks::run(&machine, all.filter(|check| wanted(check.name)));
     summary(&machine, tally);
     tally.failed == 0 && tally.passed > 0

@@ -43,6 +43,14 @@ probe_write_u64:
     str     x1, [x0]
     mov     x1, #0
     ret
+probe_cpuectlr:
+    mrs     x0, S3_1_C15_C2_1
+    mov     x1, #0
+    ret
+probe_l2ctlr:
+    mrs     x0, S3_1_C11_C0_2
+    mov     x1, #0
+    ret
 probe_end:
     "#
 );
@@ -63,6 +71,8 @@ unsafe extern "C" {
     fn probe_write_u16(address: u64, value: u64) -> Answer;
     fn probe_write_u32(address: u64, value: u64) -> Answer;
     fn probe_write_u64(address: u64, value: u64) -> Answer;
+    fn probe_cpuectlr() -> Answer;
+    fn probe_l2ctlr() -> Answer;
 }
 
 /// Aborts that were not what DDI 0487 says of a refused load or store: the ESR of the last one.
@@ -101,6 +111,12 @@ fn result(answer: Answer, address: u64, write: bool) -> Result<u64, Abort> {
         ODD_ABORT.store(esr, Ordering::Relaxed);
     }
     Err(Abort)
+}
+
+/// Reads registers that Cortex-A53, A57 and A72 have besides the architecture, CPUECTLR_EL1 and L2CTLR_EL1: ESR of the exception of each, 0 for none.
+pub fn implementation_registers() -> [u64; 2] {
+    // SAFETY: the reads change nothing, and an exception comes back as the answer.
+    unsafe { [probe_cpuectlr().esr, probe_l2ctlr().esr] }
 }
 
 /// Loads 1, 2, 4 or 8 bytes; any other number is 8.

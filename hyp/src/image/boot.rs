@@ -130,7 +130,9 @@ fn enter_stage2() -> Result<(), &'static str> {
         return Err("it has fewer physical address bits than the host's address space");
     }
     el1::set_stage2(geometry, root);
-    el1::prepare()
+    el1::prepare()?;
+    el1::forget_translations();
+    Ok(())
 }
 
 /// Physical address bits of this CPU (ID_AA64MMFR0_EL1.PARange). EL2 itself reaches 48.

@@ -124,11 +124,16 @@ pub fn set_stage2(geometry: &Geometry, root: PhysAddr) {
         vtcr += VTCR_EL2::VS.val(1);
     }
     VTCR_EL2.write(vtcr);
-    // SAFETY: the table is the host's stage 2, which the library keeps right; no stale translation is left of a
-    // time when this CPU had another table, since all are invalidated before EL1 runs.
+    // SAFETY: the table is the host's stage 2, which the library keeps right; what this CPU cached before is invalidated before EL1 runs.
+    unsafe { write_sysreg!("vttbr_el2", HOST_VMID << 48 | root.0) };
+    isb();
+}
+
+/// Forgets all translations of the host's on this CPU: those of a time when it had another stage 2, or none.
+pub fn forget_translations() {
+    // SAFETY: it only takes time.
     unsafe {
-        write_sysreg!("vttbr_el2", HOST_VMID << 48 | root.0);
-        core::arch::asm!("isb", "tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags));
+        core::arch::asm!("tlbi vmalls12e1", "dsb nsh", "isb", options(nostack, preserves_flags));
     }
 }
 
@@ -161,8 +166,12 @@ pub fn enter(start: u64, argument: u64) -> ! {
 }
 
 fn write_hcr(ids: &Ids) {
-    // Interrupts and SErrors stay with EL1 (IMO, FMO, AMO = 0), and so do all ID registers but as below.
-    let mut hcr = HCR_EL2::VM::Enable + HCR_EL2::RW::EL1IsAarch64 + HCR_EL2::TSC::EnableTrapEl1SmcToEl2;
+    // Interrupts and SErrors stay with EL1 (IMO, FMO, AMO = 0), and so do all ID registers but as below. What a core has besides the
+    // architecture (TIDCP) may read caches whoever owns what is in them, or take the CPU out of broadcast invalidations.
+    let mut hcr = HCR_EL2::VM::Enable
+        + HCR_EL2::RW::EL1IsAarch64
+        + HCR_EL2::TSC::EnableTrapEl1SmcToEl2
+        + HCR_EL2::TIDCP.val(1);
     if ids.pointer_authentication() {
         hcr += HCR_EL2::APK.val(1) + HCR_EL2::API.val(1);
     }
@@ -215,9 +224,21 @@ pub fn id_register(iss: u64) -> Option<u64> {
     Some(value & !hidden)
 }
 
+/// What EL1 reads from the register of OS Lock, OS Double Lock or powering down that an MRS or MSR of this ISS names (the group of
+/// MDCR_EL2.TDOSA): both locks are off, and a write changes nothing. `None` of any other register.
+pub fn os_lock(iss: u64) -> Option<u64> {
+    let [op0, op2, op1, crn] = [(20, 2), (17, 3), (14, 3), (10, 4)].map(|(at, width)| field(iss, at, width));
+    match (op0, op1, crn, op2, field(iss, 1, 4)) {
+        (2, 0, 1, 4, 0 | 3 | 4) => Some(0), // OSLAR_EL1, OSDLR_EL1, DBGPRCR_EL1
+        (2, 0, 1, 4, 1) => Some(1 << 3),    // OSLSR_EL1: OSLM = 0b10, OSLK = 0
+        _ => None,
+    }
+}
+
 fn write_identity() {
-    // SAFETY: EL1 reads the numbers of the CPU it runs on.
+    // SAFETY: EL1 reads the numbers of the CPU it runs on, and gets none of the registers that ACTLR_EL2 may lend it.
     unsafe {
+        write_sysreg!("actlr_el2", 0);
         write_sysreg!("vpidr_el2", read_sysreg!("midr_el1"));
         write_sysreg!("vmpidr_el2", read_sysreg!("mpidr_el1"));
         write_sysreg!("hstr_el2", 0);
@@ -284,7 +305,8 @@ fn write_interrupt_controller() {
 }
 
 fn write_debug(ids: &Ids) {
-    let mut mdcr = 0;
+    // TDOSA: with the OS Lock on, EL1 could write what a debugger writes (MDSCR_EL1.HDE), and have the CPU halt in EL2 for good.
+    let mut mdcr = 1 << 10;
     if let Some(version) = ids.pmu() {
         mdcr |= field(read_sysreg!("pmcr_el0"), 11, 5); // HPMN = PMCR_EL0.N: all counters are EL1's
         if version >= 4 {
@@ -303,7 +325,9 @@ fn write_debug(ids: &Ids) {
     // SAFETY: EL2 is not debugged or profiled; what EL1 records goes through stage 2.
     unsafe {
         write_sysreg!("mdcr_el2", mdcr);
-        write_sysreg!("mdscr_el1", 0);
+        write_sysreg!("osdlr_el1", 0);
+        write_sysreg!("mdscr_el1", 0); // with HDE, where reset has left the OS Lock on
+        write_sysreg!("oslar_el1", 0);
         if ids.brbe() {
             write_sysreg!("S2_4_C9_C0_0", 0b11 << 3); // BRBCR_EL2.{MPRED,CC}, nothing recorded at EL2
         }

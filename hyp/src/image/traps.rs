@@ -44,11 +44,13 @@ fn other(frame: &mut Frame, syndrome: Syndrome) {
     }
 }
 
-/// An MRS or MSR; EL1 gets the ID registers and nothing else.
+/// An MRS or MSR; EL1 gets the ID registers, an OS Lock that is always off, and nothing else.
 fn system_register(frame: &mut Frame, iss: u64) {
-    match el1::id_register(iss) {
+    match el1::id_register(iss).or_else(|| el1::os_lock(iss)) {
         Some(value) => {
-            frame.set_register(field(iss, 5, 5) as u8, value);
+            if iss & 1 != 0 {
+                frame.set_register(field(iss, 5, 5) as u8, value);
+            }
             frame.skip(4);
         }
         None => inject::undefined(frame),

@@ -34,6 +34,11 @@ impl Cpu {
             Self::NeoverseN2 => "neoverse-n2",
         }
     }
+
+    /// Whether it is of Armv8.1 or later, with FEAT_VHE.
+    pub const fn has_vhe(self) -> bool {
+        !matches!(self, Self::CortexA53 | Self::CortexA72)
+    }
 }
 
 #[cfg(test)]

@@ -136,8 +136,11 @@ fn cpus(tree: &mut Tree, shape: &Shape) -> Result<()> {
     tree.node("timer", |tree| {
         tree.strings("compatible", &["arm,armv8-timer"])?;
         tree.flag("always-on")?;
-        let ppis = [13, 14, 11, 10, 12];
-        tree.cells("interrupts", &ppis.map(|ppi| [PPI, ppi, LEVEL_HIGH]).concat())
+        // The last is the EL2 virtual timer's, which came with FEAT_VHE.
+        let all = [13, 14, 11, 10, 12];
+        let ppis = if shape.cpu().has_vhe() { &all[..] } else { &all[..4] };
+        let cells: Vec<u32> = ppis.iter().flat_map(|ppi| [PPI, *ppi, LEVEL_HIGH]).collect();
+        tree.cells("interrupts", &cells)
     })?;
     tree.node("pmu", |tree| {
         tree.strings("compatible", &["arm,armv8-pmuv3"])?;
