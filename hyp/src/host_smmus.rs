@@ -8,7 +8,7 @@ use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::event::EventRecord;
 use smmuv3::invalidation::MAX_SMMUS;
-use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0_OFFSET, IDR1, IRQ_CTRL, IRQ_CTRL_OFFSET};
+use smmuv3::registers::{CMDQ_PROD_OFFSET, CR0, CR0_OFFSET, IDR1, IRQ_CTRL, IRQ_CTRL_OFFSET};
 use smmuv3::ste::Stage1Claim;
 use spin::Once;
 
@@ -223,6 +223,10 @@ impl<P: Platform> Hypervisor<P> {
             return Some(Answer::Done(front.read(&backend, offset, access.size_bytes)));
         };
         *queue_stores = queue_stores.wrapping_add(u64::from(offset == CMDQ_PROD_OFFSET));
+        if offset == CR0_OFFSET && value as u32 & CR0::SMMUEN::SET.value != 0 {
+            // A call that gives a stream back looks whether there is a driver: it has to know before the first STE is looked at.
+            self.iommu.set_driver(&back.iommu, true);
+        }
         let progress = front.write(&backend, offset, access.size_bytes, value);
         if offset == IRQ_CTRL_OFFSET {
             backend.mirror_interrupts(front.read(&backend, IRQ_CTRL_OFFSET, 4) as u32);

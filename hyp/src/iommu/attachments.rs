@@ -147,12 +147,15 @@ impl Iommu {
             return Err(Refused::UnknownDomain);
         }
         let (to, fresh) = self.new_side(p, &mut registry, stream, index, how.ats)?;
+        let is_guest = owner != Principal::Host;
         let result = self.separate(p, stream, pages).and_then(|()| {
-            if from.is_none() && owner != Principal::Host {
+            if from.is_none() && is_guest {
                 // What the stream did before it was the guest's is the host's to see.
                 self.set.drain_events_of(p, smmu);
             }
-            self.switch(p, &mut registry, stream, from.as_ref(), Some(&to), pages)
+            self.while_leaving(p, stream, from.is_some() && is_guest, || {
+                self.switch(p, &mut registry, stream, from.as_ref(), Some(&to), pages)
+            })
         });
         if fresh && !registry.is_used(p, self.cell(to.stage2), stream.smmu, to.vmid) {
             registry.free_vmid(p, stream, to.vmid);
@@ -177,16 +180,30 @@ impl Iommu {
         let mut registry = self.lock();
         let from = self.side_of(p, &registry, stream)?.ok_or(Refused::WrongState)?;
         let is_guest = registry.domain(from.domain)?.owner != Principal::Host;
-        if is_guest {
-            stream.device.set_leaving(Some(stream.id));
-        }
-        let result = self.switch(p, &mut registry, stream, Some(&from), None, pages);
-        if is_guest {
-            // The guest's last events, while it is known whose they are.
-            self.set.drain_events_of(p, smmu);
-            stream.device.set_leaving(None);
-        }
+        let result = self.while_leaving(p, stream, is_guest, || {
+            self.switch(p, &mut registry, stream, Some(&from), None, pages)
+        });
         result.map(|()| stream.device.has_driver())
+    }
+
+    /// Lets a stream leave where it stands. If that is a guest's, its events are nobody's to see until the last of them are drained, though its STE,
+    /// or the owner of its VMID, says so no more.
+    #[inline]
+    fn while_leaving<P: Platform, T>(
+        &self,
+        p: &P,
+        stream: Stream<'_>,
+        is_guest: bool,
+        leave: impl FnOnce() -> T,
+    ) -> T {
+        if !is_guest {
+            return leave();
+        }
+        stream.device.set_leaving(Some(stream.id));
+        let result = leave();
+        self.set.drain_events_of(p, stream.smmu.into());
+        stream.device.set_leaving(None);
+        result
     }
 
     /// The side that a stream stands on.

@@ -1,6 +1,6 @@
 //! One SMMU: what it can do, its bring-up (IHI 0070, 6.3 and 3.21), and the streams behind it.
 
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
 
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
@@ -267,18 +267,19 @@ impl Smmu {
     }
 
     /// Who reads the events of a stream. They are nobody's when it is attached to a guest, or is leaving it.
+    ///
+    /// Called with the lock of the events. A stream that leaves a guest after its VMID was looked up counts as leaving until that lock was taken once more.
     pub(super) fn reader_of<P: Platform>(&self, p: &P, stream: u32) -> Reader {
-        if self.leaving.load(Ordering::Acquire) == u64::from(stream) {
-            return Reader::Nobody;
-        }
         let driver = self.driver_vmid.load(Ordering::Acquire);
-        match self.vmid(p, stream) {
+        let reader = match self.vmid(p, stream) {
             Some(vmid) if self.vmids.is_guest(p, vmid) => Reader::Nobody,
             Some(vmid) if driver == 0 || vmid != driver && vmid != PARKED_VMID => Reader::Caller,
             // No stream at all: C_BAD_STREAMID.
             None if driver == 0 => Reader::Caller,
             Some(_) | None => Reader::Driver,
-        }
+        };
+        fence(Ordering::Acquire);
+        if self.leaving.load(Ordering::Relaxed) == u64::from(stream) { Reader::Nobody } else { reader }
     }
 
     /// Says that the host's driver has turned the SMMU on, and which VMID its streams have; 0 that it has not.
@@ -318,9 +319,10 @@ impl Smmu {
         }
     }
 
-    /// Says which stream is leaving a guest; `None` when its last events were drained.
+    /// Says which stream is leaving a guest, before anything else says so; `None` when its last events were drained.
     pub(crate) fn set_leaving(&self, stream: Option<u32>) {
         self.leaving.store(stream.map_or(NO_STREAM, u64::from), Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     /// log2 of the pages that [`Smmu::separate`] needs for the stream, `None` if its STE is its own already.

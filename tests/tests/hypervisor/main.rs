@@ -10,6 +10,7 @@ mod failures;
 mod faults;
 mod hostile;
 mod latency;
+mod leaving;
 mod machines;
 mod nested;
 mod regressions;

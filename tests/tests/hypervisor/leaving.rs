@@ -1,0 +1,99 @@
+//! A stream leaves where it stands while another CPU does something that is about it: that CPU stops before each of its operations in turn, and
+//! the stream leaves meanwhile, as far as it can.
+
+use crate::{boot, good};
+use abi::{Function, Status};
+use std::thread;
+use std::time::Duration;
+use tests::bench::{Bench, SCRATCH, Shape};
+use tests::driver::{BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, reg};
+use tests::model::smmu::config::SmmuConfig;
+
+/// Whether the CPUs that need not stop have done nothing for a while: they wait for a lock.
+fn is_quiet(bench: &Bench) -> bool {
+    let gate = &bench.hypervisor.platform().gate;
+    let before = gate.passed();
+    thread::sleep(Duration::from_millis(20));
+    gate.passed() == before
+}
+
+/// Stops `act` before the operation of this number and has the stream leave. Answers how many operations `act` had, or the number.
+fn stop_at<T: Send>(
+    bench: &Bench,
+    number: usize,
+    act: impl FnOnce() -> T + Send,
+    leave: impl FnOnce() -> Result<(), Status> + Send,
+) -> (usize, T) {
+    let gate = &bench.hypervisor.platform().gate;
+    let mut stops = 0;
+    thread::scope(|scope| {
+        let open = gate.open_at_end();
+        let acting = scope.spawn(|| gate.stopping(act));
+        while gate.await_stop() {
+            stops += 1;
+            if stops == number {
+                let leaving = scope.spawn(leave);
+                while !leaving.is_finished() && !is_quiet(bench) {}
+                drop(open);
+                let seen = acting.join().unwrap();
+                assert_eq!(leaving.join().unwrap(), Ok(()));
+                return (stops, seen);
+            }
+            gate.step();
+        }
+        (stops, acting.join().unwrap())
+    })
+}
+
+/// EVENT_READ, while a stream of a guest's leaves that has an event to be drained: it must say that there is none.
+fn read_while(leave: fn(&Bench, u64) -> Result<(), Status>, number: usize) -> usize {
+    let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+    let guest = bench.guest().unwrap();
+    let other = bench.domain(guest, 0).unwrap();
+    bench.attach(0, 0, guest).unwrap();
+    assert_eq!(bench.machine().dma_read(0, bench.devices[0][0].stream, SCRATCH), None);
+    let read = || bench.call(Function::EventRead, [0; 4]);
+    let (stops, seen) = stop_at(&bench, number, read, || leave(&bench, other));
+    assert_eq!(seen, Err(Status::Empty), "stopped before operation {number}");
+    assert_eq!(bench.call(Function::EventRead, [0; 4]), Err(Status::Empty));
+    good(&bench, "after");
+    stops
+}
+
+fn stop_everywhere(leave: fn(&Bench, u64) -> Result<(), Status>) {
+    let mut number = 1;
+    while read_while(leave, number) == number {
+        number += 1;
+    }
+    assert!(number > 10, "{number} operations: nothing was drained");
+}
+
+#[test]
+fn what_a_detached_stream_of_a_guest_did_is_not_told() {
+    stop_everywhere(|bench, _| bench.detach(0, 0));
+}
+
+#[test]
+fn what_a_stream_that_changes_between_domains_of_a_guest_did_is_not_told() {
+    stop_everywhere(|bench, other| bench.replace(0, 0, other));
+}
+
+#[test]
+fn a_stream_that_comes_back_while_the_driver_turns_its_smmu_on_is_the_drivers() {
+    let mut number = 1;
+    loop {
+        let bench = boot(&Shape::of(1, SmmuConfig::qemu()));
+        let mut driver = Driver::started(&bench, 0);
+        driver.write_entry(0, BYPASS);
+        driver.write(reg::CR0, CMDQEN | EVENTQEN);
+        bench.attach(0, 0, 0).unwrap();
+        let turn_on = || driver.write(reg::CR0, CMDQEN | EVENTQEN | SMMUEN);
+        let (stops, ()) = stop_at(&bench, number, turn_on, || bench.detach(0, 0));
+        if stops < number {
+            break;
+        }
+        assert_eq!(bench.dma(0, 0, SCRATCH), Some(SCRATCH), "stopped before operation {number}");
+        number += 1;
+    }
+    assert!(number > 10, "{number} operations: no STE was looked at");
+}
