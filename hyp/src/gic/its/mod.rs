@@ -32,7 +32,8 @@ use super::redistributor::Redistributors;
 use super::{FIRST_LPI, Services};
 use crate::list::List;
 use crate::memory::pool::PAGE_LOG2;
-use crate::platform::Platform;
+use crate::platform::{Platform, waited_for};
+use crate::smmu::TIMEOUT_NS;
 use crate::sync::{Guarded, Rank};
 use command::{COMMAND_BYTES, Command, Event, Words};
 use devices::{Devices, Itt};
@@ -221,15 +222,30 @@ impl Its {
         value: u32,
     ) -> Answer {
         let enabled = value & CTLR_ENABLED != 0 && !self.failed;
-        if enabled != self.enabled {
-            self.enabled = enabled;
-            self.turn(services.platform, enabled);
+        if enabled && !self.enabled {
+            match self.turn_on(services.platform) {
+                Ok(()) => self.enabled = true,
+                Err(QueueFailed) => self.fail(services.platform),
+            }
+        } else if !enabled && self.enabled {
+            self.enabled = false;
+            self.turn_off(services.platform);
         }
         self.work(services, redistributors)
     }
 
-    fn turn<P: Platform>(&self, p: &P, on: bool) {
-        p.write_register_u32(self.base.offset(CTLR), if on { CTLR_ENABLED } else { 0 });
+    /// Turns the hardware on as soon as it is quiescent: what it does else is UNPREDICTABLE (IHI 0069, GITS_CTLR.Enabled).
+    fn turn_on<P: Platform>(&self, p: &P) -> Result<(), QueueFailed> {
+        let register = self.base.offset(CTLR);
+        if !waited_for(p, register, CTLR_QUIESCENT, CTLR_QUIESCENT, TIMEOUT_NS) {
+            return Err(QueueFailed);
+        }
+        p.write_register_u32(register, CTLR_ENABLED);
+        Ok(())
+    }
+
+    fn turn_off<P: Platform>(&self, p: &P) {
+        p.write_register_u32(self.base.offset(CTLR), 0);
     }
 
     /// Bytes of the host's queue; 0 when it has none.
@@ -278,9 +294,9 @@ impl Its {
         if batch.is_empty() {
             return Ok(true);
         }
-        self.turn(p, true);
+        self.turn_on(p)?;
         let done = self.send(services, &batch, &leavings);
-        self.turn(p, false);
+        self.turn_off(p);
         done?;
         Ok(self.devices.first(p).is_none())
     }
@@ -481,7 +497,7 @@ impl Its {
         self.failed = true;
         self.stalled = true;
         self.enabled = false;
-        self.turn(p, false);
+        self.turn_off(p);
     }
 }
 

@@ -310,6 +310,32 @@ pub fn fuzz(bytes: &[u8]) {
     must_hold(stays_in_the_hypervisors_memory((stores, commands)));
 }
 
+#[test]
+fn an_its_is_quiescent_before_it_is_turned_on_again() {
+    let mut driver = Driver::new(Scene::new(|gic| gic.turns_off_in = 20));
+    for on in [0, 1] {
+        driver.scene.store(ITS, 4, on);
+    }
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 1);
+    // More devices than are unmapped in one step, each of which turns the ITS on and off.
+    for device in 0..40 {
+        driver.send(&[mapd(device, 1, ITT + device * 0x1000)]);
+    }
+    driver.scene.store(ITS, 4, 0);
+    let register = ITS + 0x100;
+    let table = driver.scene.load(register, 8);
+    assert!(driver.scene.store(register, 8, table + 0x1_0000) > 1, "in several steps");
+}
+
+#[test]
+fn an_its_that_never_is_quiescent_stays_off() {
+    let driver = Driver::new(Scene::new(|gic| gic.turns_off_in = u32::MAX));
+    for on in [0, 1] {
+        driver.scene.store(ITS, 4, on);
+    }
+    assert_eq!(driver.scene.load(ITS, 4) & 1, 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 64, ..ProptestConfig::default() })]
 

@@ -51,6 +51,9 @@ pub struct State {
     pub write_pending: u32,
     /// What is left of that.
     pub pending_reads: u32,
+    /// Reads of GITS_CTLR that an ITS takes to be quiescent when it was turned off, and those that are left.
+    pub turns_off_in: u32,
+    pub quiescent_in: u32,
     now_ns: u64,
 }
 
@@ -257,6 +260,10 @@ impl Platform for GicPlatform {
         }
         let mut gic = self.gic.lock().unwrap();
         let value = gic.register(address.0) as u32;
+        if address.0 == ITS && gic.quiescent_in != 0 {
+            gic.quiescent_in -= 1;
+            return value & !(1 << 31);
+        }
         if address.0 == GICR && gic.pending_reads != 0 {
             gic.pending_reads -= 1;
             if gic.pending_reads == 0 {
@@ -275,6 +282,11 @@ impl Platform for GicPlatform {
         let mut gic = self.gic.lock().unwrap();
         match address.0 {
             ITS => {
+                let is_on = gic.register(ITS) & 1 != 0;
+                assert!(is_on || value & 1 == 0 || gic.quiescent_in == 0, "turned on before it is quiescent");
+                if is_on && value & 1 == 0 {
+                    gic.quiescent_in = gic.turns_off_in;
+                }
                 gic.registers.insert(ITS, u64::from(value & 1 | (!value & 1) << 31));
                 gic.consume(&self.memory);
             }
