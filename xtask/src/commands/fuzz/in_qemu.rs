@@ -373,6 +373,10 @@ pub fn test(target: &Target, minutes: u64) -> Result<Record> {
     attack(target, shape, new_seed(), &options, minutes)
 }
 
+/// The seed that must do the same twice, and how many steps of each CPU: so many that a device reaches memory more than once or twice.
+const REPEATED_SEED: u64 = 77;
+const REPEATED_STEPS: u64 = 8000;
+
 /// Whether the same seed does the same twice on this many CPUs, to the instruction: the digests of all answers, and the instructions.
 ///
 /// # Errors
@@ -382,7 +386,7 @@ pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
     let shape = Shape { smmus: 3, cpus };
     let mut seen = Vec::new();
     for _ in 0..2 {
-        let bootargs = "seed=5 steps=1500".to_owned();
+        let bootargs = format!("seed={REPEATED_SEED} steps={REPEATED_STEPS}");
         let attempt = Attempt {
             name: "fuzz-icount",
             shape,
