@@ -405,7 +405,7 @@ pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
         };
         let (ticks, landed) = (measured("fuzz-ticks")?, measured("fuzz-landed")?);
         println!(
-            "seed 5, {cpus} CPUs: digest {digest}, {ticks} instructions, {landed} transfers reached memory"
+            "seed {REPEATED_SEED}, {cpus} CPUs: digest {digest}, {ticks} instructions, {landed} transfers reached memory"
         );
         seen.push((digest, ticks, landed, record.passed()));
     }
