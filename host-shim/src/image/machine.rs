@@ -168,13 +168,11 @@ impl Machine {
         all.into_iter().flatten()
     }
 
-    /// Lets none of these devices, by SMMU and kind, answer for the addresses in its BARs any more; one that is out of reach is as it was.
-    pub fn stop_decoding(&self, these: impl Fn(usize, Device) -> bool) {
-        for (smmu, behind) in self.behind.iter().enumerate() {
-            for device in Device::ALL.into_iter().filter(|device| these(smmu, *device)) {
-                if let Some(function) = behind.get(device) {
-                    let _ = pci::stop_decoding(&Cpu, function);
-                }
+    /// Lets no device answer for the addresses in its BARs any more; one that is out of reach is as it was.
+    pub fn stop_decoding(&self) {
+        for behind in &self.behind {
+            for function in Device::ALL.iter().filter_map(|device| behind.get(*device)) {
+                let _ = pci::stop_decoding(&Cpu, function);
             }
         }
     }

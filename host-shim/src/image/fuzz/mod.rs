@@ -121,8 +121,7 @@ struct Attack<'a> {
     machine: &'a Machine,
     options: Options,
     source: Source,
-    /// QEMU runs one CPU at a time, and counts instructions: a seed does the same each time, to the instruction, as long as no device that decodes is
-    /// given to a guest.
+    /// QEMU runs one CPU at a time, and counts instructions: without DMA a seed does the same each time, to the instruction.
     in_turns: bool,
     /// CPUs that take steps.
     attackers: u64,
@@ -139,11 +138,6 @@ struct Attack<'a> {
 
 const MAX_SMMUS: usize = 8;
 
-/// Whether the host keeps a device, and makes it do DMA, while CPUs take turns; those that guests are given do none then.
-fn is_kept(smmu: usize, device: Device) -> bool {
-    smmu == 0 && device != Device::Disk
-}
-
 /// Runs what the boot arguments ask for; whether nothing was found.
 pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool {
     let options = Options::of(words);
@@ -154,9 +148,9 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
     let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
     let in_turns = cpus > 1 && machine.counts_instructions();
     if options.calls || in_turns {
-        // QEMU would make the machine's memory map anew each time that a device is given to a guest: decoding is off while BARs are sized.
-        // It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like. So what steps do not use does not decode.
-        machine.stop_decoding(|smmu, device| options.calls || !is_kept(smmu, device));
+        // No step uses a device. QEMU would make the machine's memory map anew each time that one is given to a guest: decoding is off
+        // while BARs are sized. It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like.
+        machine.stop_decoding();
     }
     if let Err(finding) = oracle::everything(machine) {
         println!("FAIL before the first step: {}", finding.as_str());
@@ -224,18 +218,7 @@ impl Attack<'_> {
     /// What a step does, unless it is left out.
     fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
         let action = self.options.action(step, known)?;
-        (!self.in_turns || self.is_repeatable(&action)).then_some(action)
-    }
-
-    /// Whether it may be done while CPUs take turns: it uses no device but those that are kept, and asks a guest to have none of these.
-    fn is_repeatable(&self, action: &Action) -> bool {
-        let kept = |smmu: usize| Device::ALL.into_iter().filter(move |device| is_kept(smmu, *device));
-        if let Some(smmu) = action.smmu_of_device() {
-            return kept(smmu).next().is_some();
-        }
-        let Some((smmu, stream)) = action.stream_for_guest() else { return true };
-        let smmu = smmu as usize;
-        kept(smmu).all(|device| self.machine.stream(smmu, device).map(u64::from) != Some(stream))
+        (!self.in_turns || action.smmu_of_device().is_none()).then_some(action)
     }
 
     /// Takes steps until something is found, or there are no more.
