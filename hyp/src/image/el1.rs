@@ -186,11 +186,16 @@ fn write_hcr(ids: &Ids) {
     HCR_EL2.write(hcr);
 }
 
+/// Op0, Op1, CRn, CRm and Op2 of the register that the trapped MRS or MSR of this ISS names (DDI 0487, D24.2.40).
+fn named(iss: u64) -> [u64; 5] {
+    [(20, 2), (14, 3), (10, 4), (1, 4), (17, 3)].map(|(at, width)| field(iss, at, width))
+}
+
 /// What EL1 gets for the ID register that it reads with the trapped MRS of this ISS (DDI 0487, D24.2.40): what the CPU has, but
 /// for FEAT_MTE2. `None`: it is no read of an ID register (group 3 of HCR_EL2).
 pub fn id_register(iss: u64) -> Option<u64> {
-    let [op0, op2, op1, crn] = [(20, 2), (17, 3), (14, 3), (10, 4)].map(|(at, width)| field(iss, at, width));
-    let (crm, is_read) = (field(iss, 1, 4), iss & 1 != 0);
+    let [op0, op1, crn, crm, op2] = named(iss);
+    let is_read = iss & 1 != 0;
     if !is_read || (op0, op1, crn) != (3, 0, 0) || !(1..8).contains(&crm) {
         return None;
     }
@@ -227,10 +232,9 @@ pub fn id_register(iss: u64) -> Option<u64> {
 /// What EL1 reads from the register of OS Lock, OS Double Lock or powering down that an MRS or MSR of this ISS names (the group of
 /// MDCR_EL2.TDOSA): both locks are off, and a write changes nothing. `None` of any other register.
 pub fn os_lock(iss: u64) -> Option<u64> {
-    let [op0, op2, op1, crn] = [(20, 2), (17, 3), (14, 3), (10, 4)].map(|(at, width)| field(iss, at, width));
-    match (op0, op1, crn, op2, field(iss, 1, 4)) {
-        (2, 0, 1, 4, 0 | 3 | 4) => Some(0), // OSLAR_EL1, OSDLR_EL1, DBGPRCR_EL1
-        (2, 0, 1, 4, 1) => Some(1 << 3),    // OSLSR_EL1: OSLM = 0b10, OSLK = 0
+    match named(iss) {
+        [2, 0, 1, 0 | 3 | 4, 4] => Some(0), // OSLAR_EL1, OSDLR_EL1, DBGPRCR_EL1
+        [2, 0, 1, 1, 4] => Some(1 << 3),    // OSLSR_EL1: OSLM = 0b10, OSLK = 0
         _ => None,
     }
 }
