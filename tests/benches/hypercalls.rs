@@ -5,23 +5,17 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, SamplingMode, Throughput};
+use host_shim::hostile::Step;
 use tests::fuzz;
 
 /// Inputs of a measurement, of as many steps each as are made until the oracle looks at everything.
-const INPUTS: usize = 8;
-const STEPS: usize = 1000;
-const STEP_BYTES: usize = 32;
+const INPUTS: u32 = 8;
+const STEPS: u64 = 1000;
 
-/// Bytes that are the same in each run (xorshift64).
+/// Bytes that are the same in each run.
 fn inputs() -> Vec<Vec<u8>> {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 24) as u8
-    };
-    (0..INPUTS).map(|_| (0..STEPS * STEP_BYTES).map(|_| next()).collect()).collect()
+    let input = |number| (0..STEPS).flat_map(|n| Step::seeded(1, number, n).0).collect();
+    (0..INPUTS).map(input).collect()
 }
 
 fn main() {

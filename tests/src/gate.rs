@@ -3,6 +3,11 @@
 use crate::threads;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::{Duration, Instant};
+
+/// Operations of a call on another CPU while one is stopped, at most: one that is not bounded goes on and on.
+const MOST_OPERATIONS: u64 = 20_000;
 
 /// Every operation of the hypervisor on the machine passes it.
 #[derive(Debug, Default)]
@@ -91,6 +96,29 @@ impl Gate {
         state.may_go = true;
         state.is_stopped = false;
         self.changed.notify_all();
+    }
+
+    /// Waits a little for a call on another CPU; whether it has ended. One that has not touches the machine no more: it waits for a lock.
+    ///
+    /// # Panics
+    /// It goes on and on; `name` says what was tried.
+    pub fn ends_or_waits<T>(&self, call: &ScopedJoinHandle<'_, T>, name: &str) -> bool {
+        let first = self.passed();
+        let mut quiet_since = (Instant::now(), first);
+        loop {
+            if call.is_finished() {
+                return true;
+            }
+            let passed = self.passed();
+            assert!(passed - first < MOST_OPERATIONS, "{name}: a call on another CPU does not end");
+            if passed != quiet_since.1 {
+                quiet_since = (Instant::now(), passed);
+            }
+            if quiet_since.0.elapsed() > Duration::from_millis(20) {
+                return false;
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
     }
 
     /// Operations of all other CPUs while one could stop.

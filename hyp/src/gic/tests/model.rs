@@ -51,9 +51,10 @@ pub struct State {
     pub write_pending: u32,
     /// What is left of that.
     pub pending_reads: u32,
-    /// Reads of GITS_CTLR that an ITS takes to be quiescent when it was turned off, and those that are left.
+    /// How often GITS_CTLR.Quiescent reads as 0 after an ITS was turned off.
     pub turns_off_in: u32,
-    pub quiescent_in: u32,
+    /// What is left of that.
+    quiescent_in: u32,
     now_ns: u64,
 }
 

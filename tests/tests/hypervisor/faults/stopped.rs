@@ -6,7 +6,6 @@ use super::world::{BLOCK, State, World, calls};
 use abi::{Function, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
-use std::time::{Duration, Instant};
 use tests::bench::{Bench, RAM_BYTES, SCRATCH};
 use tests::model::RAM_BASE;
 use tests::model::memory::PhysMemory;
@@ -20,8 +19,6 @@ const PAGES: usize = (RAM_BYTES >> 12) as usize;
 const NOBODY: u64 = 0x101;
 const HYPERVISOR: u64 = 0x100;
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec2;
-/// Operations of a call on another CPU while one is stopped, at most: one that is not bounded goes on and on.
-const MOST_OPERATIONS: u64 = 20_000;
 
 /// Whose pages and streams are, at one end of a call.
 struct End {
@@ -181,27 +178,6 @@ fn other_call(world: &World, turn: usize) -> Result<(), Status> {
     }
 }
 
-/// Waits a little for a call on another CPU; whether it has ended. One that has not touches the machine no more: it waits for a lock.
-fn ends_or_waits(world: &World, call: &thread::ScopedJoinHandle<'_, Result<(), Status>>, name: &str) -> bool {
-    let gate = &world.bench.hypervisor.platform().gate;
-    let first = gate.passed();
-    let mut quiet_since = (Instant::now(), first);
-    loop {
-        if call.is_finished() {
-            return true;
-        }
-        let passed = gate.passed();
-        assert!(passed - first < MOST_OPERATIONS, "{name}: a call on another CPU does not end");
-        if passed != quiet_since.1 {
-            quiet_since = (Instant::now(), passed);
-        }
-        if quiet_since.0.elapsed() > Duration::from_millis(20) {
-            return false;
-        }
-        thread::sleep(Duration::from_micros(50));
-    }
-}
-
 /// Stops a call at each of its operations.
 fn stop_everywhere(config: SmmuConfig, function: Function) {
     for (name, arguments) in calls(function) {
@@ -242,7 +218,7 @@ fn stop_everywhere(config: SmmuConfig, function: Function) {
                     }
                     let (world, turn) = (&world, stops / 7);
                     let started = scope.spawn(move || other_call(world, turn));
-                    waited += u32::from(!ends_or_waits(world, &started, &name));
+                    waited += u32::from(!gate.ends_or_waits(&started, &name));
                     other = Some(started);
                 }
                 gate.step();
