@@ -47,7 +47,7 @@ pub struct Machine {
     /// With --host linux: the newest of Debian's kernels whose version begins with this
     #[arg(long, value_name = "VERSION", default_value = DEFAULT)]
     pub linux_version: Wanted,
-    /// With --host linux: without the hypervisor, for comparison
+    /// With --host linux: without the hypervisor, for comparison; Linux runs at EL1 all the same
     #[arg(long, conflicts_with = "elf")]
     pub native: bool,
     /// With --host linux: it ends in this way when it has used its disks, and the checks are those of the Linux after it
@@ -107,10 +107,9 @@ impl Machine {
     /// A number or size is outside its limits.
     pub fn shape(&self) -> Result<Shape> {
         let shape = Shape::new(self.smmus, self.cpus, self.memory.parse::<MemorySize>()?)?.with_cpu(self.cpu);
-        Ok(match (self.host, self.native) {
-            (Host::Shim, _) => shape.with_mmio_disk(),
-            (Host::Linux, false) => shape.with_virtio_disk(),
-            (Host::Linux, true) => shape.with_virtio_disk().without_el2(),
+        Ok(match self.host {
+            Host::Shim => shape.with_mmio_disk(),
+            Host::Linux => shape.with_virtio_disk(),
         })
     }
 
@@ -137,6 +136,10 @@ impl Machine {
         let bootargs = match self.host {
             Host::Shim if self.icount => format!("{} icount", self.bootargs),
             Host::Shim => self.bootargs.clone(),
+            Host::Linux if self.native => {
+                let bootargs = format!("{} {}", linux::AT_EL1, self.bootargs);
+                linux::command_line(&shape, &bootargs, shell, self.again)?
+            }
             Host::Linux => linux::command_line(&shape, &self.bootargs, shell, self.again)?,
         };
         let mut extra = if self.icount { emulator::count_instructions() } else { Vec::new() };

@@ -25,6 +25,9 @@ use crate::workspace::Workspace;
 /// What the command line always says: a console from the first line on, and an end instead of a halt after a panic.
 const COMMAND_LINE: &str = "console=ttyAMA0 earlycon panic=-1";
 
+/// What makes Linux that is started at EL2 leave it for EL1: nothing is at EL2 then but the few instructions of its own that could bring it back.
+pub const AT_EL1: &str = "id_aa64mmfr1.vh=0 kvm-arm.mode=none";
+
 /// What is built for a kernel and put into its file system.
 pub use initramfs::Ours;
 

@@ -117,7 +117,7 @@ fn cpus(tree: &mut Tree, shape: &Shape) -> Result<()> {
     tree.node("psci", |tree| {
         tree.strings("compatible", &["arm,psci-1.0", "arm,psci-0.2"])?;
         // QEMU's firmware is called from the highest Exception level below it.
-        tree.strings("method", &[if shape.has_el2() { "smc" } else { "hvc" }])
+        tree.strings("method", &["smc"])
     })?;
     tree.node("cpus", |tree| {
         tree.cells("#address-cells", &[1])?;

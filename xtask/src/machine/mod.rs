@@ -32,7 +32,6 @@ pub struct Shape {
     cpus: u8,
     cpu: Cpu,
     memory: MemorySize,
-    el2: bool,
     virtio_disk: bool,
     mmio_disk: bool,
 }
@@ -54,7 +53,7 @@ impl Shape {
                 "the machine can have 1 to {MAX_CPUS} CPUs, not {cpus}: type --cpus 1 to --cpus {MAX_CPUS}"
             );
         }
-        Ok(Self { smmus, cpus, cpu: Cpu::Max, memory, el2: true, virtio_disk: false, mmio_disk: false })
+        Ok(Self { smmus, cpus, cpu: Cpu::Max, memory, virtio_disk: false, mmio_disk: false })
     }
 
     /// The same with a virtio disk behind SMMU 0.
@@ -70,16 +69,6 @@ impl Shape {
     /// Whether there is a disk behind virtio-mmio.
     pub const fn has_mmio_disk(&self) -> bool {
         self.mmio_disk
-    }
-
-    /// The same with CPUs that have no EL2: an operating system boots at EL1.
-    pub const fn without_el2(self) -> Self {
-        Self { el2: false, ..self }
-    }
-
-    /// Whether the CPUs have EL2.
-    pub const fn has_el2(&self) -> bool {
-        self.el2
     }
 
     /// The devices behind the SMMU of a root bus, in the order of their PCI device numbers.

@@ -57,8 +57,7 @@ fn make_image(image: &Path) -> Result<()> {
 pub fn arguments(shape: &Shape, directory: &Path) -> Vec<String> {
     let mut arguments: Vec<String> = Vec::new();
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    let el2 = if shape.has_el2() { "on" } else { "off" };
-    option("-M", format!("virt,virtualization={el2},gic-version=3"));
+    option("-M", "virt,virtualization=on,gic-version=3".into());
     option("-cpu", shape.cpu().qemu().into());
     option("-smp", shape.cpus().to_string());
     option("-m", format!("{}M", shape.memory().mib()));

@@ -64,13 +64,6 @@ fn cpus_are_in_clusters_of_sixteen() {
 }
 
 #[test]
-fn without_el2_firmware_is_called_with_hvc() {
-    let blob = build(&shape(1, 1).without_el2(), &Boot::default()).expect("a tree");
-    let fdt = Fdt::new(&blob).expect("a well-formed tree");
-    assert_eq!(text(&fdt.find_node("/psci").expect("psci"), "method"), "hvc");
-}
-
-#[test]
 fn chosen_says_what_the_boot_loader_did() {
     let module = |kind, start| Module { kind, range: Range::new(start, 0x1234) };
     let boot = Boot {
