@@ -225,10 +225,11 @@ fn place(shape: &Shape, host: &Payload) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// Arguments with which one instruction is one nanosecond of virtual time. The generic timer counts those, so a tick is an
+/// Arguments with which one instruction is this power of two in nanoseconds of virtual time. The generic timer counts those, so with 0 a tick is an
 /// instruction, exactly and repeatably. The machine's calendar begins with the same second each time.
-pub fn count_instructions() -> Vec<String> {
-    let arguments = ["-icount", "shift=0,sleep=off", "-rtc", "base=2026-01-01T00:00:00,clock=vm"];
+pub fn count_instructions(log2_ns: u8) -> Vec<String> {
+    let shift = format!("shift={log2_ns},sleep=off");
+    let arguments = ["-icount", &shift, "-rtc", "base=2026-01-01T00:00:00,clock=vm"];
     arguments.map(Into::into).to_vec()
 }
 

@@ -107,6 +107,17 @@ impl Action {
         }
     }
 
+    /// The SMMU and the StreamID of a stream that it asks a guest to have.
+    pub fn stream_for_guest(&self) -> Option<(u64, u64)> {
+        match (self.function(), self) {
+            (Some(abi::Function::StreamAttach), Self::Call { arguments: [smmu, stream, domain, _], .. }) => {
+                let owner = abi::DomainHandle::from_register(*domain)?.owner();
+                matches!(owner, abi::Principal::Guest(_)).then_some((*smmu, *stream))
+            }
+            _ => None,
+        }
+    }
+
     /// Whether memory may have another owner after it.
     pub fn changes_owners(&self) -> bool {
         use abi::Function::{
@@ -183,4 +194,25 @@ fn start(choices: &mut Choices<'_>, known: &Knowledge) -> Action {
     let address = aligned(device_address(choices, known), 8);
     let transfer = if to_memory { Transfer::ToMemory(address) } else { Transfer::FromMemory(address) };
     Action::Start { smmu, transfer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abi::{DomainHandle, Function, GuestHandle};
+
+    #[test]
+    fn a_stream_for_a_guest_is_told_from_one_for_the_host() {
+        let attach =
+            |domain: u64| Action::Call { id: Function::StreamAttach.id(), arguments: [2, 0x108, domain, 0] };
+        assert_eq!(attach(DomainHandle::Host.to_register()).stream_for_guest(), None);
+        assert_eq!(attach(u64::from(GuestHandle::MAX)).stream_for_guest(), Some((2, 0x108)));
+        let created = |owner: u64| owner << 32 | 1 << 16 | u64::from(DomainHandle::FIRST_CREATED);
+        for (owner, expected) in [(0, None), (1, Some((2, 0x108)))] {
+            let domain = DomainHandle::from_register(created(owner)).expect("a handle that calls answer");
+            assert_eq!(attach(domain.to_register()).stream_for_guest(), expected);
+        }
+        let detach = Action::Call { id: Function::StreamDetach.id(), arguments: [2, 0x108, 1, 0] };
+        assert_eq!(detach.stream_for_guest(), None);
+    }
 }

@@ -7,6 +7,7 @@ use abi::{Call, Status, TABLE};
 
 use super::action::Action;
 use super::outcome::Outcome;
+use crate::host::Dma;
 
 /// The most CPUs.
 pub const MAX_CPUS: usize = 16;
@@ -43,6 +44,8 @@ struct OfCpu {
     functions: [[Counter; 3]; TABLE.len()],
     accesses: Counter,
     transfers: Counter,
+    /// Transfers that are known to have reached memory.
+    landed: Counter,
     nothings: Counter,
 }
 
@@ -56,6 +59,7 @@ impl OfCpu {
             functions: [const { [const { Counter::new() }; 3] }; TABLE.len()],
             accesses: Counter::new(),
             transfers: Counter::new(),
+            landed: Counter::new(),
             nothings: Counter::new(),
         }
     }
@@ -103,7 +107,10 @@ impl Tally {
                     took.add(ticks);
                 }
             }
-            Outcome::Dma(_) => of.transfers.add(1),
+            Outcome::Dma(dma) => {
+                of.transfers.add(1);
+                of.landed.add(u64::from(*dma == Dma::Landed));
+            }
             Outcome::Accessed(_) if matches!(action, Action::Start { .. }) => of.transfers.add(1),
             Outcome::Accessed(_) => of.accesses.add(1),
             Outcome::Nothing => of.nothings.add(1),
@@ -153,6 +160,7 @@ impl Tally {
             self.sum(|of| &of.transfers),
             self.sum(|of| &of.nothings)
         ));
+        log(format_args!("measure: fuzz-landed {} transfers", self.sum(|of| &of.landed)));
         log(format_args!("measure: fuzz-steps {} steps", self.sum(|of| &of.steps)));
         log(format_args!("measure: fuzz-ticks-of-steps {} {unit}", self.sum(|of| &of.ticks)));
         let calls = Self::rate(self.sum(|of| &of.calls), ns);

@@ -81,8 +81,8 @@ pub struct Machine {
     scratch: u64,
     spare: Option<(u64, u64)>,
     rounds: u32,
-    /// QEMU counts instructions: a tick of the virtual counter is one.
-    counts_instructions: bool,
+    /// QEMU counts instructions: one of any CPU is this power of two in nanoseconds, which are ticks of the virtual counter.
+    instruction_log2_ns: Option<u8>,
     /// When the first transfer since the last `settle` was started; 0 when none was.
     started_ns: AtomicU64,
 }
@@ -94,7 +94,7 @@ impl Machine {
     }
 
     /// Enumerates the devices and finds memory for the checks.
-    pub fn new(tree: &Tree, device_tree: Run, rounds: u32, counts_instructions: bool) -> Option<Self> {
+    pub fn new(tree: &Tree, device_tree: Run, rounds: u32, instruction_log2_ns: Option<u8>) -> Option<Self> {
         let scratch = scratch(tree, device_tree)?;
         let mut machine = Self {
             tree: *tree,
@@ -104,7 +104,7 @@ impl Machine {
             scratch,
             spare: spare(tree, device_tree, scratch),
             rounds,
-            counts_instructions,
+            instruction_log2_ns: instruction_log2_ns.filter(|log2| u32::from(*log2) < u64::BITS),
             started_ns: AtomicU64::new(0),
         };
         let order = machine.smmus_by_base();
@@ -143,9 +143,14 @@ impl Machine {
         order
     }
 
-    /// Whether a tick of the virtual counter is an instruction.
+    /// Whether the virtual counter counts instructions, those of all CPUs together.
     pub fn counts_instructions(&self) -> bool {
-        self.counts_instructions
+        self.instruction_log2_ns.is_some()
+    }
+
+    /// How much longer, as a power of two, everything takes on the machine's clock than if an instruction that is counted were a nanosecond.
+    pub fn slowness_log2(&self) -> u8 {
+        self.instruction_log2_ns.unwrap_or(0)
     }
 
     /// How many SMMUs have devices.
@@ -168,11 +173,13 @@ impl Machine {
         all.into_iter().flatten()
     }
 
-    /// Lets no device answer for the addresses in its BARs any more; one that is out of reach is as it was.
-    pub fn stop_decoding(&self) {
-        for behind in &self.behind {
-            for function in Device::ALL.iter().filter_map(|device| behind.get(*device)) {
-                let _ = pci::stop_decoding(&Cpu, function);
+    /// Lets none of these devices, by SMMU and kind, answer for the addresses in its BARs any more; one that is out of reach is as it was.
+    pub fn stop_decoding(&self, these: impl Fn(usize, Device) -> bool) {
+        for (smmu, behind) in self.behind.iter().enumerate() {
+            for device in Device::ALL.into_iter().filter(|device| these(smmu, *device)) {
+                if let Some(function) = behind.get(device) {
+                    let _ = pci::stop_decoding(&Cpu, function);
+                }
             }
         }
     }
@@ -355,11 +362,11 @@ impl Host for Machine {
     }
 
     fn ticks(&self) -> u64 {
-        cpu::ticks()
+        cpu::ticks() >> self.slowness_log2()
     }
 
     fn tick_unit(&self) -> &'static str {
-        if self.counts_instructions { "instructions" } else { "ticks" }
+        if self.counts_instructions() { "instructions" } else { "ticks" }
     }
 
     fn log(&self, line: fmt::Arguments<'_>) {

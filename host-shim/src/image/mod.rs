@@ -66,8 +66,8 @@ const ROUNDS: u32 = 10_000;
 fn run(tree: &Tree, bootargs: &str, device_tree: tree::Run) -> bool {
     let mut words = bootargs.split_ascii_whitespace();
     let rounds = words.clone().find_map(|word| word.strip_prefix("rounds=")?.parse().ok());
-    let counts_instructions = words.clone().any(|word| word == "icount");
-    let Some(machine) = Machine::new(tree, device_tree, rounds.unwrap_or(ROUNDS), counts_instructions) else {
+    let instruction_log2_ns = words.clone().find_map(|word| word.strip_prefix("icount=")?.parse().ok());
+    let Some(machine) = Machine::new(tree, device_tree, rounds.unwrap_or(ROUNDS), instruction_log2_ns) else {
         println!("no 16 MiB of RAM are free, or a PCI config space is out of reach");
         return false;
     };

@@ -243,7 +243,7 @@ fn shim(arguments: &Arguments) -> Result<bool> {
         shape: Shape::new(SMMUS, 1, MemorySize::DEFAULT)?,
         entry: Entry::Image,
         bootargs: "bench".into(),
-        extra: emulator::count_instructions(),
+        extra: emulator::count_instructions(0),
         timeout,
         silence: None,
         show: false,

@@ -134,7 +134,7 @@ impl Machine {
         }
         let shape = self.shape()?;
         let bootargs = match self.host {
-            Host::Shim if self.icount => format!("{} icount", self.bootargs),
+            Host::Shim if self.icount => format!("{} icount=0", self.bootargs),
             Host::Shim => self.bootargs.clone(),
             Host::Linux if self.native => {
                 let bootargs = format!("{} {}", linux::AT_EL1, self.bootargs);
@@ -142,7 +142,7 @@ impl Machine {
             }
             Host::Linux => linux::command_line(&shape, &self.bootargs, shell, self.again)?,
         };
-        let mut extra = if self.icount { emulator::count_instructions() } else { Vec::new() };
+        let mut extra = if self.icount { emulator::count_instructions(0) } else { Vec::new() };
         if self.again == Some(Again::Reboot) {
             extra.extend(emulator::reset_on_reboot());
         }

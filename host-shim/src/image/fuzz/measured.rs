@@ -54,9 +54,9 @@ impl<'a> Measured<'a> {
         if !self.counts {
             return act();
         }
-        let (before, begin) = (entries(), cpu::ticks());
+        let (before, begin) = (entries(), self.machine.ticks());
         let result = act();
-        let ticks = cpu::ticks() - begin;
+        let ticks = self.machine.ticks() - begin;
         let entries = (entries() - before).max(1);
         most.fetch_max(ticks / entries, Ordering::Relaxed);
         if ticks / entries > LIMIT {

@@ -6,6 +6,7 @@
 
 mod measured;
 
+use core::hint::black_box;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::console::{self, println};
@@ -24,8 +25,10 @@ const EVERY: u64 = 1000;
 const DIGEST_EVERY: u64 = 32;
 /// The same when steps are hypercalls alone, of which there should be many: a digest takes as long as a hundred.
 const DIGEST_EVERY_CALLS: u64 = 1000;
-/// The longest turn of CPUs that QEMU runs one after the other, in ticks of the clock that all of them have.
-const TURN_TICKS: u64 = 64_000;
+/// The longest turn of CPUs that QEMU runs one after the other, in instructions of all of them.
+const TURN: u64 = 64_000;
+/// How often a CPU that is alone goes round before turns begin: some tenths of a second for QEMU.
+const IDLE_ROUNDS: u32 = 50_000_000;
 /// Time between two lines about how far it is.
 const REPORT_NS: u64 = 2_000_000_000;
 
@@ -121,7 +124,8 @@ struct Attack<'a> {
     machine: &'a Machine,
     options: Options,
     source: Source,
-    /// QEMU runs one CPU at a time, and counts instructions: without DMA a seed does the same each time, to the instruction.
+    /// QEMU runs one CPU at a time, and counts instructions: a seed does the same each time, to the instruction, as long as no device that decodes is
+    /// given to a guest.
     in_turns: bool,
     /// CPUs that take steps.
     attackers: u64,
@@ -138,6 +142,11 @@ struct Attack<'a> {
 
 const MAX_SMMUS: usize = 8;
 
+/// Whether the host keeps a device, and makes it do DMA, while CPUs take turns; those that guests are given do none then.
+fn is_kept(smmu: usize, device: Device) -> bool {
+    smmu == 0 && device != Device::Disk
+}
+
 /// Runs what the boot arguments ask for; whether nothing was found.
 pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool {
     let options = Options::of(words);
@@ -148,9 +157,15 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
     let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
     let in_turns = cpus > 1 && machine.counts_instructions();
     if options.calls || in_turns {
-        // No step uses a device. QEMU would make the machine's memory map anew each time that one is given to a guest: decoding is off
-        // while BARs are sized. It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like.
-        machine.stop_decoding();
+        // QEMU would make the machine's memory map anew each time that a device is given to a guest: decoding is off while BARs are sized.
+        // It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like. So what steps do not use does not decode.
+        machine.stop_decoding(|smmu, device| options.calls || !is_kept(smmu, device));
+    }
+    if in_turns {
+        // By then its threads have done what they do after the changes that were made to the memory map.
+        for round in 0..IDLE_ROUNDS {
+            black_box(round);
+        }
     }
     if let Err(finding) = oracle::everything(machine) {
         println!("FAIL before the first step: {}", finding.as_str());
@@ -165,7 +180,7 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         in_turns,
         attackers,
         begun_ns: cpu::now_ns(),
-        begun_ticks: cpu::ticks(),
+        begun_ticks: machine.ticks(),
         tally: Tally::new(),
         devices: [const { Mutex::new(()) }; MAX_SMMUS],
         running: AtomicU64::new(attackers),
@@ -196,6 +211,11 @@ impl Attack<'_> {
         }
     }
 
+    /// Time since the beginning: of the machine, or a nanosecond for each instruction that is counted.
+    fn elapsed_ns(&self) -> u64 {
+        (cpu::now_ns() - self.begun_ns) >> self.machine.slowness_log2()
+    }
+
     /// Changes memory until the others are done.
     fn disturb(&self, cpu: u64) {
         let known = Knowledge::of(self.machine);
@@ -211,21 +231,32 @@ impl Attack<'_> {
     /// Ends this CPU's turn soon, and those of others before that: sometimes in the middle of a call.
     fn limit_turn(&self, n: u64) {
         if self.in_turns {
-            cpu::end_turn_within(TURN_TICKS >> (n % 4));
+            cpu::end_turn_within((TURN >> (n % 4)) << self.machine.slowness_log2());
         }
     }
 
     /// What a step does, unless it is left out.
     fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
         let action = self.options.action(step, known)?;
-        (!self.in_turns || action.smmu_of_device().is_none()).then_some(action)
+        (!self.in_turns || self.is_repeatable(&action)).then_some(action)
+    }
+
+    /// Whether it may be done while CPUs take turns: it uses no device but those that are kept, and asks a guest to have none of these.
+    fn is_repeatable(&self, action: &Action) -> bool {
+        let kept = |smmu: usize| Device::ALL.into_iter().filter(move |device| is_kept(smmu, *device));
+        if let Some(smmu) = action.smmu_of_device() {
+            return kept(smmu).next().is_some();
+        }
+        let Some((smmu, stream)) = action.stream_for_guest() else { return true };
+        let smmu = smmu as usize;
+        kept(smmu).all(|device| self.machine.stream(smmu, device).map(u64::from) != Some(stream))
     }
 
     /// Takes steps until something is found, or there are no more.
     fn attack(&self, cpu: u64) {
         let mut known = Knowledge::of(self.machine);
         let mut digest = 0;
-        let mut reported_ns = self.begun_ns;
+        let mut reported_ns = 0;
         for n in 0..self.options.steps {
             let Some(step) = self.source.step(self.machine, cpu, self.attackers, n) else { break };
             self.limit_turn(n);
@@ -246,13 +277,13 @@ impl Attack<'_> {
             }
             // Reading the time costs as much as a short call.
             if n % 64 == 63 {
-                let now = cpu::now_ns();
-                if now - self.begun_ns > self.options.seconds.saturating_mul(1_000_000_000) {
+                let elapsed_ns = self.elapsed_ns();
+                if elapsed_ns > self.options.seconds.saturating_mul(1_000_000_000) {
                     break;
                 }
-                if cpu == 0 && now - reported_ns > REPORT_NS {
-                    reported_ns = now;
-                    self.tally.progress(self.attackers, now - self.begun_ns, &console::line);
+                if cpu == 0 && elapsed_ns - reported_ns > REPORT_NS {
+                    reported_ns = elapsed_ns;
+                    self.tally.progress(self.attackers, elapsed_ns, &console::line);
                 }
             }
         }
@@ -265,9 +296,9 @@ impl Attack<'_> {
         let takes_digest = self.attackers == 1 && n.checked_rem(self.options.digest()) == Some(0);
         let before = if takes_digest { oracle::digest(self.machine) } else { None };
         let measured = Measured::new(self.machine);
-        let begin = cpu::ticks();
+        let begin = self.machine.ticks();
         let (outcome, finding) = known.act(&measured, action);
-        let ticks = cpu::ticks() - begin;
+        let ticks = self.machine.ticks() - begin;
         drop(guard);
         if let Some(finding) = finding {
             return Err(finding);
@@ -292,7 +323,7 @@ impl Attack<'_> {
     fn report(&self, cpu: u64, n: u64, action: &Action, finding: &Text) {
         // The first says it; the others of the same moment are mostly of the same cause.
         if !self.found.swap(true, Ordering::AcqRel) {
-            self.tally.progress(self.attackers, cpu::now_ns() - self.begun_ns, &console::line);
+            self.tally.progress(self.attackers, self.elapsed_ns(), &console::line);
             println!("FAIL fuzz: CPU {cpu}, step {n}: {}", finding.as_str());
             println!("fuzz: the step was {action:x?}");
         }
@@ -300,7 +331,7 @@ impl Attack<'_> {
 
     /// The last look at everything, and what was done; whether nothing was found.
     fn summary(&self) -> bool {
-        let (ns, ticks) = (cpu::now_ns() - self.begun_ns, cpu::ticks() - self.begun_ticks);
+        let (ns, ticks) = (self.elapsed_ns(), self.machine.ticks() - self.begun_ticks);
         let mut found = self.found.load(Ordering::Acquire);
         if !found && let Err(finding) = oracle::everything(self.machine) {
             found = true;

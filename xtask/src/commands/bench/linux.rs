@@ -155,7 +155,7 @@ fn boots(
         let mut times: [Vec<f64>; 2] = Default::default();
         for _ in 0..BOOTS {
             for (system, times) in systems.iter().zip(&mut times) {
-                let icount = emulator::count_instructions();
+                let icount = emulator::count_instructions(0);
                 let record = system.boot(workspace, arguments, Cpu::Max, &bootargs, &icount)?;
                 times.push(least(&record, "linux-init-us")? / 1e6);
             }
@@ -180,7 +180,7 @@ fn instructions(
 ) -> Result<()> {
     println!("instructions at EL2, from QEMU's log of them, which takes minutes:");
     let hypervisor = system.prepared.software.hypervisor.as_ref().context("there is no hypervisor")?;
-    let extra = [emulator::count_instructions(), el2_log::arguments(hypervisor)].concat();
+    let extra = [emulator::count_instructions(0), el2_log::arguments(hypervisor)].concat();
     let (_, phases) = system.measure(
         workspace,
         arguments,

@@ -42,7 +42,7 @@ pub struct Options {
     /// Number of SMMUs, 1 to 8
     #[arg(long, requires = "in_machine", default_value_t = 3, value_name = "N")]
     pub(super) smmus: u8,
-    /// Count instructions: the same seed does the same each time, to the instruction; with several CPUs devices do no DMA then
+    /// Count instructions: the same seed does the same each time, to the instruction; with several CPUs only devices that the host keeps do DMA then
     #[arg(long, requires = "in_machine")]
     pub(super) icount: bool,
     /// Steps of each CPU at the most
@@ -68,6 +68,11 @@ pub struct Target {
 
 /// Little, since the oracle looks at all of it again and again.
 const MEMORY: &str = "256M";
+
+/// An instruction is this power of two in nanoseconds where several CPUs take turns. QEMU ends none of them later than after a tenth of a second of virtual
+/// time by as many as there are CPUs. If a turn takes it long, its threads that wait for memory which a turn may use end that turn early, each time at another
+/// instruction.
+const IN_TURNS: u8 = 4;
 
 /// What the host program says of an error that was none.
 const CHANGED: &str = "has changed something";
@@ -116,13 +121,14 @@ impl Target {
             software.host.ramdisk = Some(Blob { path, bytes: bytes.len() as u64 });
         }
         let shape = attempt.shape;
-        let counts = if attempt.icount { " icount" } else { "" };
+        let log2_ns = if shape.cpus > 1 { IN_TURNS } else { 0 };
+        let counts = if attempt.icount { format!(" icount={log2_ns}") } else { String::new() };
         let run = Run {
             name: attempt.name,
             shape: machine::Shape::new(shape.smmus, shape.cpus, MEMORY.parse()?)?,
             entry: Entry::Image,
             bootargs: format!("fuzz {}{counts}", attempt.bootargs),
-            extra: if attempt.icount { emulator::count_instructions() } else { Vec::new() },
+            extra: if attempt.icount { emulator::count_instructions(log2_ns) } else { Vec::new() },
             timeout: attempt.timeout,
             // It says how far it is every two seconds of its own clock, which is ours unless instructions are counted.
             silence: (!attempt.icount).then_some(SILENCE),
@@ -373,6 +379,10 @@ pub fn test(target: &Target, minutes: u64) -> Result<Record> {
     attack(target, shape, new_seed(), &options, minutes)
 }
 
+/// The seed that must do the same twice, and how many steps of each CPU: so many that a device reaches memory more than once or twice.
+const REPEATED_SEED: u64 = 77;
+const REPEATED_STEPS: u64 = 8000;
+
 /// Whether the same seed does the same twice on this many CPUs, to the instruction: the digests of all answers, and the instructions.
 ///
 /// # Errors
@@ -382,7 +392,7 @@ pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
     let shape = Shape { smmus: 3, cpus };
     let mut seen = Vec::new();
     for _ in 0..2 {
-        let bootargs = "seed=5 steps=1500".to_owned();
+        let bootargs = format!("seed={REPEATED_SEED} steps={REPEATED_STEPS}");
         let attempt = Attempt {
             name: "fuzz-icount",
             shape,
@@ -395,12 +405,18 @@ pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
         let record = target.run(&attempt)?;
         let digest = record.console.lines().find_map(|line| line.strip_prefix("fuzz: digest "));
         let digest = digest.context("a run of `fuzz` has no digest")?.to_owned();
-        let ticks = record.console.measures().iter().find(|measure| measure.name == "fuzz-ticks");
-        let ticks = ticks.context("a run of `fuzz` has no number of instructions")?.value;
-        println!("seed 5, {cpus} CPUs: digest {digest}, {ticks} instructions");
-        seen.push((digest, ticks, record.passed()));
+        let measured = |name: &str| {
+            let measure = record.console.measures().iter().find(|measure| measure.name == name);
+            measure.map(|measure| measure.value).with_context(|| format!("a run of `fuzz` has no {name}"))
+        };
+        let (ticks, landed) = (measured("fuzz-ticks")?, measured("fuzz-landed")?);
+        println!(
+            "seed {REPEATED_SEED}, {cpus} CPUs: digest {digest}, {ticks} instructions, {landed} transfers reached memory"
+        );
+        seen.push((digest, ticks, landed, record.passed()));
     }
-    Ok(seen.windows(2).all(|pair| pair[0] == pair[1]) && seen.iter().all(|(.., passed)| *passed))
+    let good = seen.iter().all(|(.., landed, passed)| *landed > 0 && *passed);
+    Ok(good && seen.windows(2).all(|pair| pair[0] == pair[1]))
 }
 
 #[cfg(test)]
