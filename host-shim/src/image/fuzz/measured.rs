@@ -10,7 +10,6 @@ use host_shim::text;
 use host_shim::text::Text;
 
 use crate::image::console::println;
-use crate::image::cpu;
 use crate::image::machine::Machine;
 
 /// Instructions of one entry into EL2 at the most: docs/architecture.md.
