@@ -213,11 +213,12 @@ impl Rewriter<'_, '_> {
                     self.end_properties()?;
                     let unprotected = || self.is_unprotected_pcie(node).then_some(Removal::Unprotected);
                     match removal(node).filter(|_| !self.changes.keeps(node)).or_else(unprotected) {
-                        Some(why) => {
+                        // Without its root a tree is none, whatever the root says it is.
+                        Some(why) if self.depth > 0 => {
                             self.note(node.name, why);
                             left_out = 1;
                         }
-                        None => self.begin_node(node)?,
+                        _ => self.begin_node(node)?,
                     }
                 }
                 Token::Property(property) => self.property(property)?,

@@ -478,6 +478,15 @@ fn nodes_that_are_missing_are_made() {
 }
 
 #[test]
+fn a_root_that_says_it_is_an_smmu_is_not_left_out() {
+    let mut tree = machine_tree();
+    tree.root.add_property(property("compatible", &["linux,dummy-virt", "arm,smmu-v3"][..]));
+    let out = host_tree(&tree.to_dtb(), &HostTree::default());
+    let fdt = Fdt::new(&out).unwrap();
+    assert!(fdt.find_node("/chosen").is_some() && fdt.find_node("/cpus").is_some());
+}
+
+#[test]
 fn a_buffer_that_is_too_small_is_an_error() {
     let dtb = machine_tree().to_dtb();
     let whole = host_tree(&dtb, &HostTree::default());
