@@ -136,11 +136,11 @@ impl Machine {
         let bootargs = match self.host {
             Host::Shim if self.icount => format!("{} icount=0", self.bootargs),
             Host::Shim => self.bootargs.clone(),
-            Host::Linux if self.native => {
-                let bootargs = format!("{} {}", linux::AT_EL1, self.bootargs);
+            Host::Linux => {
+                let at_el1 = if self.native { linux::AT_EL1 } else { "" };
+                let bootargs = format!("{at_el1} {}", self.bootargs);
                 linux::command_line(&shape, &bootargs, shell, self.again)?
             }
-            Host::Linux => linux::command_line(&shape, &self.bootargs, shell, self.again)?,
         };
         let mut extra = if self.icount { emulator::count_instructions(0) } else { Vec::new() };
         if self.again == Some(Again::Reboot) {

@@ -121,14 +121,14 @@ impl Target {
             software.host.ramdisk = Some(Blob { path, bytes: bytes.len() as u64 });
         }
         let shape = attempt.shape;
-        let log2_ns = if shape.cpus > 1 { IN_TURNS } else { 0 };
-        let counts = if attempt.icount { format!(" icount={log2_ns}") } else { String::new() };
+        let log2_ns = attempt.icount.then_some(if shape.cpus > 1 { IN_TURNS } else { 0 });
+        let counts = log2_ns.map_or_else(String::new, |log2_ns| format!(" icount={log2_ns}"));
         let run = Run {
             name: attempt.name,
             shape: machine::Shape::new(shape.smmus, shape.cpus, MEMORY.parse()?)?,
             entry: Entry::Image,
             bootargs: format!("fuzz {}{counts}", attempt.bootargs),
-            extra: if attempt.icount { emulator::count_instructions(log2_ns) } else { Vec::new() },
+            extra: log2_ns.map_or_else(Vec::new, emulator::count_instructions),
             timeout: attempt.timeout,
             // It says how far it is every two seconds of its own clock, which is ours unless instructions are counted.
             silence: (!attempt.icount).then_some(SILENCE),
