@@ -22,6 +22,11 @@ pub struct HostTree<'a> {
 }
 
 impl HostTree<'_> {
+    /// Why the host does not get the node for what it says it is. Without its root a tree is none, whatever the root says.
+    fn removal(&self, node: Node<'_>) -> Option<Removal> {
+        Removal::of(node).filter(|_| !node.is_root() && !self.keeps(node))
+    }
+
     fn keeps(&self, node: Node<'_>) -> bool {
         let is = |wanted| node.compatible().any(|name| name == wanted);
         let phandle = node.find("phandle").map_or(0, |value| cells::number(value) as u32);
@@ -108,16 +113,19 @@ impl fmt::Display for Removal {
     }
 }
 
-fn removal(node: Node<'_>) -> Option<Removal> {
-    node.compatible().find_map(|name| match name {
-        compatible::SMMU => Some(Removal::Smmu),
-        compatible::PMCG => Some(Removal::Pmcg),
-        compatible::ITS => Some(Removal::Its),
-        compatible::GICV2M => Some(Removal::MsiFrame),
-        compatible::FW_CFG | compatible::VIRTIO_MMIO => Some(Removal::Unprotected),
-        compatible::KERNEL | compatible::RAMDISK | compatible::MODULE => Some(Removal::Module),
-        _ => None,
-    })
+impl Removal {
+    /// Why such a node is left out, if EL2 does not emulate what it stands for.
+    fn of(node: Node<'_>) -> Option<Self> {
+        node.compatible().find_map(|name| match name {
+            compatible::SMMU => Some(Self::Smmu),
+            compatible::PMCG => Some(Self::Pmcg),
+            compatible::ITS => Some(Self::Its),
+            compatible::GICV2M => Some(Self::MsiFrame),
+            compatible::FW_CFG | compatible::VIRTIO_MMIO => Some(Self::Unprotected),
+            compatible::KERNEL | compatible::RAMDISK | compatible::MODULE => Some(Self::Module),
+            _ => None,
+        })
+    }
 }
 
 fn is_gic(node: Node<'_>) -> bool {
@@ -134,7 +142,7 @@ fn removed_phandles(mut tokens: Tokens<'_>, changes: &HostTree<'_>) -> Result<Ph
     let mut phandles = List::new();
     loop {
         match tokens.next()? {
-            Token::BeginNode(node) if (removal(node).is_some() && !changes.keeps(node)) || is_gic(node) => {
+            Token::BeginNode(node) if changes.removal(node).is_some() || is_gic(node) => {
                 let Some(phandle) = node.find("phandle") else { continue };
                 let pushed = phandles.push(cells::number(phandle) as u32);
                 pushed.map_err(|full| {
@@ -212,13 +220,12 @@ impl Rewriter<'_, '_> {
                 Token::BeginNode(node) => {
                     self.end_properties()?;
                     let unprotected = || self.is_unprotected_pcie(node).then_some(Removal::Unprotected);
-                    match removal(node).filter(|_| !self.changes.keeps(node)).or_else(unprotected) {
-                        // Without its root a tree is none, whatever the root says it is.
-                        Some(why) if self.depth > 0 => {
+                    match self.changes.removal(node).or_else(unprotected) {
+                        Some(why) => {
                             self.note(node.name, why);
                             left_out = 1;
                         }
-                        _ => self.begin_node(node)?,
+                        None => self.begin_node(node)?,
                     }
                 }
                 Token::Property(property) => self.property(property)?,
@@ -246,7 +253,7 @@ impl Rewriter<'_, '_> {
         self.in_properties = true;
         self.node = Name::new(node.name);
         self.is_gic = is_gic(node);
-        self.is_smmu = removal(node) == Some(Removal::Smmu);
+        self.is_smmu = Removal::of(node) == Some(Removal::Smmu);
         self.writer.begin_node(node.name)
     }
 
@@ -272,7 +279,7 @@ impl Rewriter<'_, '_> {
     /// Whether the node is a PCIe root bus that is disabled or has a Requester ID that none of the SMMUs translates.
     /// `Machine::is_protected` says the same of what was read.
     fn is_unprotected_pcie(&self, node: Node<'_>) -> bool {
-        if !node.compatible().any(|name| name == compatible::PCIE) {
+        if node.is_root() || !node.compatible().any(|name| name == compatible::PCIE) {
             return false;
         }
         if !node.is_okay() {

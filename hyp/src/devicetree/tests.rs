@@ -481,9 +481,13 @@ fn nodes_that_are_missing_are_made() {
 fn a_root_that_says_it_is_an_smmu_is_not_left_out() {
     let mut tree = machine_tree();
     tree.root.add_property(property("compatible", &["linux,dummy-virt", "arm,smmu-v3"][..]));
+    tree.root.add_property(property("phandle", 0x9000_u32));
+    tree.root.add_child(node("device@1", vec![property("iommus", [0x9000_u32, 0])]));
     let out = host_tree(&tree.to_dtb(), &HostTree::default());
     let fdt = Fdt::new(&out).unwrap();
     assert!(fdt.find_node("/chosen").is_some() && fdt.find_node("/cpus").is_some());
+    // And so does what points at it.
+    assert!(fdt.find_node("/device@1").unwrap().property("iommus").is_some());
 }
 
 #[test]

@@ -57,6 +57,11 @@ pub struct Node<'a> {
 }
 
 impl<'a> Node<'a> {
+    /// Whether it is in no other node.
+    pub fn is_root(&self) -> bool {
+        self.inside.depth == 1
+    }
+
     /// The name without unit address.
     pub fn base_name(&self) -> &'a str {
         self.name.split_once('@').map_or(self.name, |(name, _)| name)
@@ -127,6 +132,8 @@ pub struct Tokens<'a> {
     tree: &'a [u8],
     structure: &'a [u8],
     strings: &'a [u8],
+    /// Nodes that have begun and not ended.
+    depth: usize,
 }
 
 impl<'a> Tokens<'a> {
@@ -137,7 +144,7 @@ impl<'a> Tokens<'a> {
             tree.get(offset..offset.checked_add(u32_at(tree, size_at)? as usize)?)
         };
         let structure = block(8, 36).ok_or(cut_off())?;
-        Ok(Self { tree, structure, strings: block(12, 32).ok_or(cut_off())? })
+        Ok(Self { tree, structure, strings: block(12, 32).ok_or(cut_off())?, depth: 0 })
     }
 
     /// The strings block.
@@ -167,9 +174,13 @@ impl<'a> Tokens<'a> {
                 BEGIN_NODE => {
                     let name = string_at(self.structure).ok_or(cut_off())?;
                     self.take(name.len() + 1)?;
+                    self.depth += 1;
                     return Ok(Token::BeginNode(Node { name, inside: *self }));
                 }
-                END_NODE => return Ok(Token::EndNode),
+                END_NODE => {
+                    self.depth = self.depth.saturating_sub(1);
+                    return Ok(Token::EndNode);
+                }
                 END => return Ok(Token::End),
                 PROP => {
                     let (size, name_offset) = (self.take_u32()? as usize, self.take_u32()?);
