@@ -113,7 +113,7 @@ fn every_call(config: SmmuConfig) -> BTreeSet<&'static str> {
     let mut covered = BTreeSet::new();
     for call in TABLE.iter().filter(|call| call.function != Function::CallUid) {
         let mut seen = Seen::default();
-        for state in [State::Idle, State::Busy] {
+        for state in State::ALL {
             sweep(config, state, call.function, &mut seen);
         }
         let name = call.name;

@@ -16,7 +16,7 @@ const TIMEOUT_NS: u64 = 500_000_000;
 /// GERROR (6.3.17): CMDQ_ERR, SFM_ERR, and all that there are.
 const CMDQ_ERR: u32 = 1;
 const SFM_ERR: u32 = 1 << 8;
-const GLOBAL_ERRORS: [(u32, &str); 8] = [
+const GLOBAL_ERRORS: [(u32, &str); 10] = [
     (CMDQ_ERR, "CMDQ_ERR"),
     (1 << 2, "EVENTQ_ABT_ERR"),
     (1 << 3, "PRIQ_ABT_ERR"),
@@ -25,6 +25,8 @@ const GLOBAL_ERRORS: [(u32, &str); 8] = [
     (1 << 6, "MSI_PRIQ_ABT_ERR"),
     (1 << 7, "MSI_GERROR_ABT_ERR"),
     (SFM_ERR, "SFM_ERR"),
+    (1 << 9, "CMDQP_ERR"),
+    (1 << 10, "DPT_ERR"),
 ];
 
 /// What became of a call.
@@ -44,9 +46,9 @@ struct Outcome {
 fn at_every_command(shape: &Shape, fault: Fault, most: u64, mut look: impl FnMut(Outcome)) {
     for function in TABLE.iter().map(|call| call.function) {
         for (name, arguments) in calls(function) {
-            for smmu in 0..2 {
+            for (state, smmu) in State::ALL.into_iter().flat_map(|state| [(state, 0), (state, 1)]) {
                 for at in 0..most {
-                    let world = World::on(shape, State::Busy);
+                    let world = World::on(shape, state);
                     let Some(arguments) = arguments(&world) else { break };
                     let before = Snapshot::take(&world.bench).unwrap();
                     world.bench.machine().smmus[smmu].arm(at, fault);
@@ -59,7 +61,8 @@ fn at_every_command(shape: &Shape, fault: Fault, most: u64, mut look: impl FnMut
                         assert!(result.is_ok(), "{function:?} {name}: {result:?}, and nothing failed");
                         break;
                     }
-                    let name = format!("{function:?} {name}, SMMU {smmu}, command {at}, {fault:?}");
+                    let name =
+                        format!("{function:?} {name}, {state:?}, SMMU {smmu}, command {at}, {fault:?}");
                     look(Outcome { name, world, before, result, ns, function, arguments });
                 }
             }
@@ -130,16 +133,16 @@ fn devices_that_do_not_answer_while_any_call_goes_on() {
     let config = SmmuConfig::qemu().with_ats().ssid_bits(4).atc_timeout(50_000);
     let shape = World::shape(config).trusting(0, 0).trusting(1, 0).trusting(1, 1);
     let mut failures = 0;
-    for function in TABLE.iter().map(|call| call.function) {
+    for (function, state) in TABLE.iter().flat_map(|call| State::ALL.map(|state| (call.function, state))) {
         for (name, arguments) in calls(function) {
-            let world = World::on(&shape, State::Busy);
+            let world = World::on(&shape, state);
             let Some(arguments) = arguments(&world) else { continue };
             let before = Snapshot::take(&world.bench).unwrap();
             let start = world.bench.machine().now_ns;
             let trusted = [(0, 0), (1, 0), (1, 1)];
             let result = world.bench.while_silent(&trusted, || world.call(function, arguments));
             let ns = world.bench.machine().now_ns - start;
-            let name = format!("{function:?} {name}, silent devices");
+            let name = format!("{function:?} {name}, {state:?}, silent devices");
             assert!(world.bench.machine().smmus.iter().all(|smmu| smmu.translating()), "{name}: SMMUs go on");
             if result.is_ok() {
                 oracle::check_state(&world.bench).unwrap_or_else(|text| panic!("{name}: {text}"));

@@ -6,7 +6,7 @@ use super::world::{BLOCK, State, World, calls};
 use abi::{Function, Status};
 use std::collections::{BTreeMap, HashMap};
 use std::thread;
-use tests::bench::{Bench, RAM_BYTES, SCRATCH};
+use tests::bench::{Bench, RAM_BYTES, SCRATCH, Shape};
 use tests::model::RAM_BASE;
 use tests::model::memory::PhysMemory;
 use tests::model::smmu::config::SmmuConfig;
@@ -179,10 +179,10 @@ fn other_call(world: &World, turn: usize) -> Result<(), Status> {
 }
 
 /// Stops a call at each of its operations.
-fn stop_everywhere(config: SmmuConfig, function: Function) {
+fn stop_everywhere(shape: &Shape, state: State, function: Function) {
     for (name, arguments) in calls(function) {
-        let name = format!("{function:?} {name}");
-        let [world, dry] = [0, 1].map(|_| World::new(config, State::Busy));
+        let name = format!("{function:?} {name}, {state:?}");
+        let [world, dry] = [0, 1].map(|_| World::on(shape, state));
         let [Some(arguments), Some(dry_arguments)] = [&world, &dry].map(arguments) else {
             continue;
         };
@@ -255,28 +255,41 @@ fn a_page_that_is_reached_too_long_is_seen() {
     assert!(error.starts_with("stream"), "{error}");
 }
 
-fn stop_in(functions: &[Function]) {
-    for function in functions {
-        stop_everywhere(SmmuConfig::qemu(), *function);
+fn stop_in(shape: &Shape, functions: &[Function]) {
+    for (function, state) in functions.iter().flat_map(|function| State::ALL.map(|state| (function, state))) {
+        stop_everywhere(shape, state, *function);
     }
+}
+
+fn qemu() -> Shape {
+    World::shape(SmmuConfig::qemu())
 }
 
 #[test]
 fn a_cpu_that_stops_while_a_stream_changes_over() {
-    stop_in(&[
-        Function::StreamAttach,
-        Function::StreamDetach,
-        Function::GuestTeardown,
-        Function::VsmmuInvalidate,
-    ]);
+    stop_in(
+        &qemu(),
+        &[Function::StreamAttach, Function::StreamDetach, Function::GuestTeardown, Function::VsmmuInvalidate],
+    );
+}
+
+/// With ATS, so with an `ATC_INV` at each step.
+#[test]
+fn a_cpu_that_stops_while_a_stream_with_ats_changes_over() {
+    let config = SmmuConfig::qemu().with_ats().ssid_bits(4);
+    let shape = World::shape(config).trusting(0, 0).trusting(1, 0).trusting(1, 1);
+    stop_in(&shape, &[Function::StreamAttach, Function::StreamDetach]);
 }
 
 #[test]
 fn a_cpu_that_stops_while_a_page_changes_hands() {
-    stop_in(&[Function::MemDonate, Function::MemReclaim, Function::MemShare, Function::MemUnshare]);
+    stop_in(&qemu(), &[Function::MemDonate, Function::MemReclaim, Function::MemShare, Function::MemUnshare]);
 }
 
 #[test]
 fn a_cpu_that_stops_while_a_domain_or_the_pool_changes() {
-    stop_in(&[Function::DomainMap, Function::DomainUnmap, Function::PoolTopUp, Function::PoolGiveBack]);
+    stop_in(
+        &qemu(),
+        &[Function::DomainMap, Function::DomainUnmap, Function::PoolTopUp, Function::PoolGiveBack],
+    );
 }

@@ -44,6 +44,11 @@ pub struct World {
 /// A call: what it is called, and its arguments; `None` where it makes no sense.
 pub type Call = (&'static str, fn(&World) -> Option<[u64; 4]>);
 
+impl State {
+    /// Both, for calls that make sense in one of them only: the first attach of a stream to a guest, and what needs one.
+    pub const ALL: [Self; 2] = [Self::Idle, Self::Busy];
+}
+
 impl World {
     /// Boots it.
     pub fn new(config: SmmuConfig, state: State) -> Self {
