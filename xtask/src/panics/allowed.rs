@@ -1,5 +1,6 @@
 //! `panics.toml`: places that could panic, and why none does.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
@@ -20,7 +21,8 @@ pub struct Allowed {
 #[serde(deny_unknown_fields)]
 struct Entry {
     function: String,
-    panics: Vec<String>,
+    /// With the number of places that have it.
+    panics: BTreeMap<String, usize>,
     why: String,
 }
 
@@ -42,7 +44,7 @@ impl Allowed {
         for entry in &list.allowed {
             ensure!(entry.why.len() > 10, "{} has no reason", entry.function);
         }
-        let mut all: Vec<_> = list.all().collect();
+        let mut all: Vec<_> = list.all().map(|(function, panic, _)| (function, panic)).collect();
         all.sort_unstable();
         if let Some(twice) = all.windows(2).find(|pair| pair[0] == pair[1]) {
             anyhow::bail!("{} is there twice with {}", twice[0].0, twice[0].1);
@@ -50,16 +52,16 @@ impl Allowed {
         Ok(list)
     }
 
-    /// Whether it has a reason for a panic of a function.
-    pub fn has(&self, function: &str, panic: &str) -> bool {
-        self.all().any(|entry| entry == (function, panic))
+    /// For how many places it has a reason, of a function with a panic.
+    pub fn places(&self, function: &str, panic: &str) -> usize {
+        self.all().find(|entry| (entry.0, entry.1) == (function, panic)).map_or(0, |(.., places)| places)
     }
 
-    /// Every function and panic.
-    pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.allowed
-            .iter()
-            .flat_map(|entry| entry.panics.iter().map(|panic| (entry.function.as_str(), panic.as_str())))
+    /// Every function and panic, with the number of its places.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &str, usize)> {
+        self.allowed.iter().flat_map(|entry| {
+            entry.panics.iter().map(|(panic, places)| (entry.function.as_str(), panic.as_str(), *places))
+        })
     }
 }
 
@@ -75,7 +77,7 @@ mod tests {
     #[test]
     fn a_reason_is_needed_and_nothing_is_there_twice() {
         let entry =
-            |why: &str| format!("[[allowed]]\nfunction = \"f\"\npanics = [\"panic\"]\nwhy = \"{why}\"\n");
+            |why: &str| format!("[[allowed]]\nfunction = \"f\"\npanics = {{ panic = 1 }}\nwhy = \"{why}\"\n");
         assert!(Allowed::parse(&entry("it is below ten")).is_ok());
         assert!(Allowed::parse(&entry("")).is_err());
         assert!(Allowed::parse(&entry("it is below ten").repeat(2)).is_err());

@@ -2,13 +2,13 @@
 //!
 //! From the functions that exceptions of EL1 enter, every call is followed: direct ones, and for an indirect one every function whose address
 //! is in data or is taken by code that is reached. What calls a panic function of `core` is a *site*. Each site must be in `panics.toml`, with the
-//! reason why it cannot happen; and each entry there must have a site.
+//! reason why it cannot happen; and each entry there must have as many sites as it says.
 
 mod allowed;
 mod code;
 mod locations;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 
 use anyhow::{Context, Result};
@@ -46,20 +46,35 @@ pub struct Report {
 }
 
 impl Report {
-    /// Everything that is wrong: sites that nobody has a reason for, and reasons without a site.
+    /// Everything that is wrong: places that nobody has a reason for, and reasons without a place.
     pub fn complaints(&self) -> Vec<String> {
-        let new = self.sites.iter().filter(|site| !self.allowed.has(&site.function, &site.panic));
-        let new = new.map(|Site { function, panic, place }| {
-            format!("new: {panic} in {function} ({place}) can be reached, and panics.toml does not say why it cannot happen")
+        let mut found: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for Site { function, panic, place } in &self.sites {
+            found.entry((function, panic)).or_default().push(place);
+        }
+        let more = found.iter().filter_map(|((function, panic), places)| {
+            let (there, known) = (places.len(), self.allowed.places(function, panic));
+            let places = places.join(", ");
+            match known {
+                _ if there <= known => None,
+                0 => Some(format!(
+                    "new: {panic} in {function} ({places}) can be reached, and panics.toml does not say why it cannot happen"
+                )),
+                _ => Some(format!(
+                    "more: {panic} in {function} can be reached at {there} places ({places}); panics.toml says of {known} why it cannot happen"
+                )),
+            }
         });
-        let is_there = |function: &str, panic: &str| {
-            self.sites.iter().any(|site| site.function == function && site.panic == panic)
-        };
-        let stale = self.allowed.all().filter(|(function, panic)| !is_there(function, panic));
-        let stale = stale.map(|(function, panic)| {
-            format!("stale: panics.toml has {panic} in {function}, which is not reached")
+        let less = self.allowed.all().filter_map(|(function, panic, known)| {
+            match found.get(&(function, panic)).map_or(0, Vec::len) {
+                0 => Some(format!("stale: panics.toml has {panic} in {function}, which is not reached")),
+                there if there < known => Some(format!(
+                    "stale: panics.toml has {known} places of {panic} in {function}, of which {there} are reached"
+                )),
+                _ => None,
+            }
         });
-        new.chain(stale).collect()
+        more.chain(less).collect()
     }
 
     /// One line for each site, and a last one with how many.
@@ -157,7 +172,7 @@ mod tests {
     }
 
     const LIST: &str =
-        "[[allowed]]\nfunction = \"a.rs: f\"\npanics = [\"add_overflow\"]\nwhy = \"it is below ten\"\n";
+        "[[allowed]]\nfunction = \"a.rs: f\"\npanics = { add_overflow = 1 }\nwhy = \"it is below ten\"\n";
 
     #[test]
     fn a_site_and_its_reason_go_together() {
@@ -172,6 +187,25 @@ mod tests {
         assert!(
             complaints[1].starts_with("stale: panics.toml has add_overflow in a.rs: f"),
             "{complaints:?}"
+        );
+    }
+
+    #[test]
+    fn a_reason_is_for_as_many_places_as_it_says() {
+        let mut both = report(&[("a.rs: f", "add_overflow")], LIST);
+        both.sites.insert(Site { place: "file.rs:2".into(), ..site("a.rs: f", "add_overflow") });
+        let complaints = both.complaints();
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert!(
+            complaints[0].starts_with(
+                "more: add_overflow in a.rs: f can be reached at 2 places (file.rs:1, file.rs:2)"
+            )
+        );
+        let complaints = report(&[("a.rs: f", "add_overflow")], &LIST.replace("= 1", "= 2")).complaints();
+        assert_eq!(complaints.len(), 1, "{complaints:?}");
+        assert!(
+            complaints[0]
+                .starts_with("stale: panics.toml has 2 places of add_overflow in a.rs: f, of which 1")
         );
     }
 
