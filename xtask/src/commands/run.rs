@@ -134,8 +134,7 @@ impl Machine {
         }
         let shape = self.shape()?;
         let bootargs = match self.host {
-            Host::Shim if self.icount => format!("{} icount=0", self.bootargs),
-            Host::Shim => self.bootargs.clone(),
+            Host::Shim => bootargs_of_shim(&self.bootargs, self.icount),
             Host::Linux => {
                 let at_el1 = if self.native { linux::AT_EL1 } else { "" };
                 let bootargs = format!("{at_el1} {}", self.bootargs);
@@ -199,6 +198,11 @@ pub struct Arguments {
     /// Seconds after which a guest without an outcome is ended
     #[arg(long, default_value_t = 600, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     timeout: u64,
+}
+
+/// The command line of the project's own host, which must know whether a tick of its clock is an instruction.
+pub fn bootargs_of_shim(given: &str, icount: bool) -> String {
+    if icount { format!("{given} icount=0") } else { given.to_owned() }
 }
 
 /// What the project's own programs need: the emulator and the images.

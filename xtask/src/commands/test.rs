@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::fuzz;
-use super::run::{Machine, prepare};
+use super::run::{Machine, bootargs_of_shim, prepare};
 use crate::emulator::{self, Entry, Record, Run};
 use crate::linux::Again;
 use crate::machine::cpu::Cpu;
@@ -38,10 +38,13 @@ struct Case {
     cpu: Cpu,
     memory: &'static str,
     entry: Entry,
+    /// Instructions are counted, and a check that measures EL2 by them has a limit then.
+    icount: bool,
     bootargs: &'static str,
 }
 
 /// The default machine runs everything; the others shorten the concurrent check. The smallest has the oldest CPU.
+/// The last one looks how many instructions EL2 keeps a CPU for: counting them takes one CPU, and long for all other checks.
 const CASES: &[Case] = &[
     Case { name: "default", ..DEFAULT },
     Case {
@@ -63,11 +66,21 @@ const CASES: &[Case] = &[
         bootargs: "rounds=500",
         ..DEFAULT
     },
+    // The words are in the names of two checks: the one of command queues, and the one of ITS queues.
+    Case { name: "instructions", cpus: 1, icount: true, bootargs: "only=takes_for_ever", ..DEFAULT },
 ];
 
 /// What `cargo xtask run` starts.
-const DEFAULT: Case =
-    Case { name: "", smmus: 3, cpus: 4, cpu: Cpu::Max, memory: "1G", entry: Entry::Image, bootargs: "" };
+const DEFAULT: Case = Case {
+    name: "",
+    smmus: 3,
+    cpus: 4,
+    cpu: Cpu::Max,
+    memory: "1G",
+    entry: Entry::Image,
+    icount: false,
+    bootargs: "",
+};
 
 /// When a run in QEMU that has no outcome is ended: they take a minute, and several on a machine that does other things too.
 const TIMEOUT: Duration = Duration::from_secs(480);
@@ -189,8 +202,8 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
             name: case.name,
             shape,
             entry: case.entry,
-            bootargs: case.bootargs.into(),
-            extra: Vec::new(),
+            bootargs: bootargs_of_shim(case.bootargs, case.icount),
+            extra: if case.icount { emulator::count_instructions(0) } else { Vec::new() },
             timeout: TIMEOUT,
             silence: None,
             show: false,
