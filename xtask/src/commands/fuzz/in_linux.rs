@@ -25,9 +25,7 @@ pub fn run(options: &Options, minutes: u64) -> Result<bool> {
     let workspace = Workspace::current();
     let &Options { cpus, smmus, .. } = options;
     let seed = options.seed.unwrap_or_else(new_seed);
-    println!(
-        "seed {seed}: the same steps with `cargo xtask fuzz --host linux --seed {seed} --cpus {cpus} --smmus {smmus}`"
-    );
+    println!("seed {seed}: the same steps with `{}`", options.command("--host linux", seed, minutes));
     let bootargs = bootargs(options, seed, minutes);
     let machine = Machine { oracle: true, ..Machine::with_linux(smmus, cpus, bootargs)? };
     let timeout = Duration::from_secs(minutes * 60) + BESIDES;
@@ -67,12 +65,9 @@ fn refuse(options: &Options) -> Result<()> {
 mod tests {
     use super::*;
     use crate::commands::fuzz::Arguments;
-    use clap::{Args as _, Command, FromArgMatches as _};
 
     fn typed(text: &str) -> Result<Arguments, String> {
-        let command = Arguments::augment_args(Command::new("fuzz").no_binary_name(true));
-        let matches = command.try_get_matches_from(text.split(' ')).map_err(|error| error.to_string())?;
-        Arguments::from_arg_matches(&matches).map_err(|error| error.to_string())
+        Arguments::typed(text)
     }
 
     #[test]
@@ -81,6 +76,19 @@ mod tests {
         let line = bootargs(&arguments.machine, 7, arguments.minutes);
         assert!(line.ends_with("checks=smmus,fuzz,log fuzz=oracle,seed=7,seconds=180,steps=50"), "{line}");
         assert_eq!((arguments.machine.cpus, arguments.machine.smmus), (2, 3));
+    }
+
+    #[test]
+    fn the_command_that_is_printed_tells_linux_the_same() {
+        let first = typed("--host linux --minutes 3 --steps 50 --cpus 2 --smmus 1").expect("options");
+        let command = first.machine.command("--host linux", 7, first.minutes);
+        let again = typed(command.strip_prefix("cargo xtask fuzz ").expect("it is a command of this kind"));
+        let again = again.expect("options");
+        let run = |of: &Arguments| {
+            let Options { cpus, smmus, .. } = of.machine;
+            (bootargs(&of.machine, 7, of.minutes), cpus, smmus, of.host)
+        };
+        assert_eq!((run(&again), again.machine.seed), (run(&first), Some(7)));
     }
 
     #[test]

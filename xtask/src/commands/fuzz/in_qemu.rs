@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::recording::{Recording, Shape};
+use super::recording::{Recording, Rules, Shape};
 use super::regressions;
 use super::shrink::shrink;
 use crate::console::Console;
@@ -54,9 +54,36 @@ pub struct Options {
     /// Hypercalls alone: no accesses, nothing that drivers and devices do
     #[arg(long, requires = "in_machine")]
     pub(super) calls: bool,
-    /// The steps of this file instead of those of a seed
-    #[arg(long, requires = "in_machine", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus"])]
+    /// The steps of this file instead of those of a seed; its name says the machine, and whether they are calm or calls
+    #[arg(long, requires = "in_machine", value_name = "FILE", conflicts_with_all = ["seed", "cpus", "smmus", "steps", "calm", "calls"])]
     pub(super) replay: Option<PathBuf>,
+}
+
+impl Options {
+    const fn shape(&self) -> Shape {
+        Shape { smmus: self.smmus, cpus: self.cpus }
+    }
+
+    const fn rules(&self) -> Rules {
+        Rules { calm: self.calm, calls: self.calls }
+    }
+
+    /// What to type for the same run again. `host` is the option that says who attacks.
+    pub(super) fn command(&self, host: &str, seed: u64, minutes: u64) -> String {
+        let Self { cpus, smmus, .. } = self;
+        let steps = self.steps.map_or_else(String::new, |steps| format!(" --steps {steps}"));
+        let icount = if self.icount { " --icount" } else { "" };
+        let rules = self.rules().names(" --");
+        format!(
+            "cargo xtask fuzz {host} --seed {seed} --minutes {minutes}{steps} --cpus {cpus} --smmus {smmus}{icount}{rules}"
+        )
+    }
+
+    /// What the host program is told.
+    fn bootargs(&self, seed: u64, minutes: u64) -> String {
+        let steps = self.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
+        format!("seed={seed} seconds={}{steps}{}", minutes * 60, self.rules().names(" "))
+    }
 }
 
 /// What runs, and where.
@@ -158,7 +185,11 @@ impl Target {
             name,
             shape: recording.shape,
             icount,
-            bootargs: format!("every={} digest={digest}", (steps / LOOKS).max(1)),
+            bootargs: format!(
+                "every={} digest={digest}{}",
+                (steps / LOOKS).max(1),
+                recording.rules.names(" ")
+            ),
             recording: Some(recording),
             timeout,
             show,
@@ -232,14 +263,13 @@ pub fn run(options: &Options, minutes: u64) -> Result<bool> {
     let target = Target::prepare(&Workspace::current())?;
     if let Some(path) = &options.replay {
         let recording = Recording::read(path)?;
-        println!("replay of {} steps, {:?}", recording.steps.len(), recording.shape);
+        println!("replay of {} steps, {:?}, {:?}", recording.steps.len(), recording.shape, recording.rules);
         let (record, timeout) = target.run_recording("fuzz", &recording, options.icount, None, true)?;
         println!("{}", record.sentence(timeout));
         return Ok(record.passed());
     }
-    let shape = Shape { smmus: options.smmus, cpus: options.cpus };
     let seed = options.seed.unwrap_or_else(new_seed);
-    Ok(attack(&target, shape, seed, options, minutes)?.passed())
+    Ok(attack(&target, seed, options, minutes)?.passed())
 }
 
 /// Attacks by the steps of a seed. What is found is replayed, made shorter and stored.
@@ -247,26 +277,15 @@ pub fn run(options: &Options, minutes: u64) -> Result<bool> {
 /// # Errors
 ///
 /// As [`Target::run`].
-fn attack(target: &Target, shape: Shape, seed: u64, options: &Options, minutes: u64) -> Result<Record> {
-    let flag = |is_set: bool, name: &'static str| if is_set { name } else { "" };
-    let (calm, calls) = (flag(options.calm, " calm"), flag(options.calls, " calls"));
-    println!(
-        "seed {seed}: again with `cargo xtask fuzz --in-qemu --seed {seed} --cpus {} --smmus {}{}{}{}`",
-        shape.cpus,
-        shape.smmus,
-        flag(options.icount, " --icount"),
-        flag(options.calm, " --calm"),
-        flag(options.calls, " --calls")
-    );
-    let steps = options.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
-    let bootargs = format!("seed={seed} seconds={}{steps}{calm}{calls}", minutes * 60);
+fn attack(target: &Target, seed: u64, options: &Options, minutes: u64) -> Result<Record> {
+    println!("seed {seed}: again with `{}`", options.command("--in-qemu", seed, minutes));
     // An instruction that is counted is a nanosecond of the machine's clock, and takes several of ours.
     let timeout = Duration::from_secs(minutes * 60) * if options.icount { 20 } else { 1 } + BESIDES;
     let attempt = Attempt {
         name: "fuzz",
-        shape,
+        shape: options.shape(),
         icount: options.icount,
-        bootargs,
+        bootargs: options.bootargs(seed, minutes),
         recording: None,
         timeout,
         show: true,
@@ -274,26 +293,19 @@ fn attack(target: &Target, shape: Shape, seed: u64, options: &Options, minutes: 
     let record = target.run(&attempt)?;
     println!("{} ({:.1} seconds)", record.sentence(timeout), record.elapsed.as_secs_f64());
     if let Some(death) = Death::of(&record) {
-        store(target, shape, seed, options.icount, &record, &death)?;
+        store(target, seed, options, &record, &death)?;
     }
     Ok(record)
 }
 
 /// The recording of a run that died, as short as it can be made, in `tests/regressions`.
-fn store(
-    target: &Target,
-    shape: Shape,
-    seed: u64,
-    icount: bool,
-    record: &Record,
-    death: &Death,
-) -> Result<()> {
+fn store(target: &Target, seed: u64, options: &Options, record: &Record, death: &Death) -> Result<()> {
     println!("died of: {}", death.0);
     let done = most_steps(&record.console).unwrap_or(0);
     // A CPU that hangs says nothing more of how far it came.
     let count = done + if record.outcome == Outcome::Hung { done / 2 + 1000 } else { 1 };
-    let whole = Recording::of_seed(shape, seed, count);
-    let Some((recording, icount)) = again(target, &whole, seed, icount, death)? else {
+    let whole = Recording::of_seed(options.shape(), options.rules(), seed, count);
+    let Some((recording, icount)) = again(target, &whole, seed, options.icount, death)? else {
         println!(
             "no replay dies of the same: it depends on what CPUs did at the same time. The seed may find it again."
         );
@@ -303,17 +315,17 @@ fn store(
     let mut tries = 0;
     let steps = shrink(&recording.steps, TRIES, |steps| {
         tries += 1;
-        let shorter = Recording { shape: recording.shape, steps: steps.to_vec() };
+        let shorter = Recording { steps: steps.to_vec(), ..recording };
         let dies = target.dies("fuzz-shrink", &shorter, icount, death)?;
         if dies {
             println!("{} steps are enough ({tries} tries)", steps.len());
         }
         Ok::<_, anyhow::Error>(dies)
     })?;
-    let shortest = Recording { shape: recording.shape, steps };
+    let shortest = Recording { steps, ..recording };
     let directory = regressions::directory(&target.workspace);
     std::fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let path = directory.join(format!("{}{}", death.slug(), shortest.shape));
+    let path = directory.join(format!("{}{}", death.slug(), shortest.name_end()));
     std::fs::write(&path, shortest.bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     println!("{} steps are in {}: `cargo xtask test` replays them", shortest.steps.len(), path.display());
     Ok(())
@@ -335,14 +347,14 @@ fn again(
     } else {
         for cpu in 0..attackers {
             let steps = whole.steps.iter().skip(cpu).step_by(attackers).copied().collect();
-            candidates.push((Recording { shape: alone, steps }, true));
+            candidates.push((Recording { shape: alone, steps, ..*whole }, true));
         }
-        candidates.push((Recording { shape: alone, steps: whole.steps.clone() }, true));
+        candidates.push((Recording { shape: alone, ..whole.clone() }, true));
         // In turns, and at the same time as it was.
         candidates.push((whole.clone(), true));
         candidates.extend((!icount).then(|| (whole.clone(), false)));
         // What CPUs did at the same time does not come back, but one CPU may find the same by other steps.
-        let long = |seed| (Recording::of_seed(alone, seed, STEPS_ALONE), true);
+        let long = |seed| (Recording::of_seed(alone, whole.rules, seed, STEPS_ALONE), true);
         candidates.extend((seed..).take(3).map(long));
     }
     for (recording, icount) in candidates {
@@ -365,18 +377,17 @@ fn most_steps(console: &Console) -> Option<u64> {
 ///
 /// As [`Target::run`].
 pub fn test(target: &Target, minutes: u64) -> Result<Record> {
-    let shape = Shape { smmus: 3, cpus: 4 };
     let options = Options {
         seed: None,
-        cpus: shape.cpus,
-        smmus: shape.smmus,
+        cpus: 4,
+        smmus: 3,
         icount: false,
         steps: None,
         calm: false,
         calls: false,
         replay: None,
     };
-    attack(target, shape, new_seed(), &options, minutes)
+    attack(target, new_seed(), &options, minutes)
 }
 
 /// The seed that must do the same twice, and how many steps of each CPU: so many that a device reaches memory more than once or twice.
@@ -422,6 +433,39 @@ pub fn is_repeatable(target: &Target, cpus: u8) -> Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::fuzz::Arguments;
+
+    #[test]
+    fn the_command_that_is_printed_does_the_same_run() {
+        for text in [
+            "--in-qemu",
+            "--in-qemu --minutes 7 --steps 50 --cpus 2 --smmus 1 --icount",
+            "--in-qemu --calm",
+            "--in-qemu --calls --cpus 1",
+            "--in-qemu --calm --calls --steps 9",
+        ] {
+            let first = Arguments::typed(text).expect(text);
+            let command = first.machine.command("--in-qemu", 77, first.minutes);
+            let words = command.strip_prefix("cargo xtask fuzz ").expect("it is a command of this kind");
+            let again = Arguments::typed(words).expect(words);
+            assert_eq!(again.machine.seed, Some(77));
+            let run = |of: &Arguments| {
+                (of.machine.bootargs(77, of.minutes), of.machine.shape(), of.machine.icount, of.in_qemu)
+            };
+            assert_eq!(run(&again), run(&first), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_rules_reach_the_host_program_and_the_recording() {
+        let options = Arguments::typed("--in-qemu --calm --calls --steps 9").expect("options").machine;
+        assert_eq!(options.bootargs(7, 2), "seed=7 seconds=120 steps=9 calm calls");
+        let recording = Recording::of_seed(options.shape(), options.rules(), 7, 1);
+        assert_eq!(recording.name_end(), "-s3-c4-calm-calls.steps");
+        for option in ["--calm", "--calls", "--steps 9", "--cpus 4", "--seed 1"] {
+            assert!(Arguments::typed(&format!("--in-qemu --replay x {option}")).is_err(), "{option}");
+        }
+    }
 
     fn console(text: &str) -> Console {
         let mut console = Console::default();

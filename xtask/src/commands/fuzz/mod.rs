@@ -54,6 +54,17 @@ enum Action {
     Coverage,
 }
 
+#[cfg(test)]
+impl Arguments {
+    /// What a user means who types this after `cargo xtask fuzz`.
+    fn typed(text: &str) -> Result<Self, String> {
+        use clap::{Command, FromArgMatches as _};
+        let command = Self::augment_args(Command::new("fuzz").no_binary_name(true));
+        let matches = command.try_get_matches_from(text.split(' ')).map_err(|error| error.to_string())?;
+        Self::from_arg_matches(&matches).map_err(|error| error.to_string())
+    }
+}
+
 /// Attacks; whether nothing was found.
 ///
 /// # Errors
