@@ -21,8 +21,8 @@ impl Measure {
 
 /// The guest's console, line by line.
 ///
-/// Three kinds of line have a meaning: `outcome: pass` or `outcome: fail`, `N passed, N failed`, and
-/// `measure: NAME VALUE`.
+/// Four kinds of line have a meaning: `outcome: pass` or `outcome: fail`, `N passed, N failed`,
+/// `measure: NAME VALUE`, and those of checks, of which one that does not apply says `n/a  NAME: `.
 #[derive(Debug, Default)]
 pub struct Console {
     lines: Vec<String>,
@@ -99,6 +99,14 @@ impl Console {
         line.split_once("; seen: ").map(|(_, seen)| seen)
     }
 
+    /// The names of checks that did not apply to the machine, each with its line.
+    pub fn not_applicable(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.lines().filter_map(|line| {
+            let (name, _) = line.strip_prefix("n/a ")?.split_once(": ")?;
+            Some((name.trim(), line))
+        })
+    }
+
     fn end_line(&mut self) {
         let line = String::from_utf8_lossy(&self.partial).into_owned();
         self.partial.clear();
@@ -160,6 +168,13 @@ mod tests {
         assert_eq!(console.failure_of("an ITT in RAM"), Some("attack worked: d; 2 ticks"));
         assert_eq!(console.failure_of("an ITT"), None);
         assert_eq!(console.failure_of("RAM"), None);
+    }
+
+    #[test]
+    fn checks_that_do_not_apply_are_named() {
+        let line = "n/a  a queue: expected a: b; seen: no queue; 1 ticks";
+        let console = console(&format!("pass n/a  x: y\r\n{line}\r\n2 checks do not apply\n"));
+        assert_eq!(console.not_applicable().collect::<Vec<_>>(), [("a queue", line)]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::Args;
 
 use super::fuzz;
 use super::run::{Machine, bootargs_of_shim, prepare};
+use crate::console::Console;
 use crate::emulator::{self, Entry, Record, Run};
 use crate::linux::Again;
 use crate::machine::cpu::Cpu;
@@ -41,12 +42,15 @@ struct Case {
     /// Instructions are counted, and a check that measures EL2 by them has a limit then.
     icount: bool,
     bootargs: &'static str,
+    /// The checks that do not apply to it, if that is looked at: a check finds out by what the hypervisor shows of the machine,
+    /// so a hypervisor that shows too little turns checks off.
+    not_applicable: Option<&'static [&'static str]>,
 }
 
 /// The default machine runs everything; the others shorten the concurrent check. The smallest has the oldest CPU.
 /// The last one looks how many instructions EL2 keeps a CPU for: counting them takes one CPU, and long for all other checks.
 const CASES: &[Case] = &[
-    Case { name: "default", ..DEFAULT },
+    Case { name: "default", not_applicable: Some(NOT_APPLICABLE), ..DEFAULT },
     Case {
         name: "smallest",
         smmus: 1,
@@ -67,7 +71,14 @@ const CASES: &[Case] = &[
         ..DEFAULT
     },
     // The words are in the names of two checks: the one of command queues, and the one of ITS queues.
-    Case { name: "instructions", cpus: 1, icount: true, bootargs: "only=takes_for_ever", ..DEFAULT },
+    Case {
+        name: "instructions",
+        cpus: 1,
+        icount: true,
+        bootargs: "only=takes_for_ever",
+        not_applicable: Some(&[]),
+        ..DEFAULT
+    },
 ];
 
 /// What `cargo xtask run` starts.
@@ -80,7 +91,11 @@ const DEFAULT: Case = Case {
     entry: Entry::Image,
     icount: false,
     bootargs: "",
+    not_applicable: None,
 };
+
+/// What does not apply to the default machine: QEMU's SMMUs have no SubstreamIDs. Everything else must.
+const NOT_APPLICABLE: &[&str] = &["SubstreamIDs"];
 
 /// When a run in QEMU that has no outcome is ended: they take a minute, and several on a machine that does other things too.
 const TIMEOUT: Duration = Duration::from_secs(480);
@@ -211,8 +226,26 @@ fn in_qemu(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
         };
         let record = emulator::run(&run, &qemu, &images.software())?;
         count(case.name, &record, tally);
+        if let Some(expected) = case.not_applicable {
+            let complaints = unlike(expected, &record.console);
+            complaints.iter().for_each(|complaint| println!("{}: {complaint}", case.name));
+            let as_expected = complaints.is_empty();
+            tally.add(as_expected.into(), (!as_expected).into());
+        }
     }
     Ok(())
+}
+
+/// How the checks that said that they do not apply differ from those that were expected to; a run that ended early has said less.
+fn unlike(expected: &[&str], console: &Console) -> Vec<String> {
+    let seen: Vec<(&str, &str)> = console.not_applicable().collect();
+    let turned_off = seen.iter().filter(|(name, _)| !expected.contains(name));
+    let turned_off = turned_off.map(|(_, line)| format!("this check must apply to the machine: {line}"));
+    let missing = expected.iter().filter(|name| !seen.iter().any(|(other, _)| other == *name));
+    let missing = missing.map(|name| {
+        format!("the check \"{name}\" should say n/a: if it applies now, take it out of NOT_APPLICABLE")
+    });
+    turned_off.chain(missing).collect()
 }
 
 /// Minutes that a hostile host attacks.
@@ -305,6 +338,20 @@ mod tests {
         assert_eq!(cargo_result(line), Some((12, 3)));
         assert_eq!(cargo_result("test result: FAILED. 0 passed; 1 failed; 0 ignored"), Some((0, 1)));
         assert_eq!(cargo_result("test tests::ok ... ok"), None);
+    }
+
+    #[test]
+    fn checks_that_are_turned_off_are_complained_of() {
+        let mut console = Console::default();
+        console.feed(
+            b"pass a: expected x; seen: y\nn/a  b: expected x; seen: no b\nn/a  c: expected x; seen: no c\n",
+        );
+        assert_eq!(unlike(&["c", "b"], &console), Vec::<String>::new());
+        let [turned_off] = &unlike(&["b"], &console)[..] else { panic!("c should apply") };
+        assert!(turned_off.ends_with("n/a  c: expected x; seen: no c"), "{turned_off}");
+        let [missing] = &unlike(&["b", "a", "c"], &console)[..] else { panic!("a applies") };
+        assert!(missing.contains("\"a\""), "{missing}");
+        assert_eq!(unlike(&["b", "d"], &console).len(), 2);
     }
 
     #[test]
