@@ -275,38 +275,60 @@ fn fuzz(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 struct LinuxCase {
     name: &'static str,
     cpus: u8,
+    memory: &'static str,
     again: Option<Again>,
     bootargs: &'static str,
 }
 
 /// Linux uses every disk at once with an invalidation for each unmapping, gives devices away and takes them back, keeps root from harm,
 /// that of a thousand random steps too, and turns the machine off; and it is started anew by a reset, and by itself with everything left on.
+/// Then the other ways to use SMMUs, with as little and as much of a machine: flushes that are deferred, and no stage 1 until a domain wants it.
 const LINUX_CASES: &[LinuxCase] = &[
     LinuxCase {
         name: "linux",
         cpus: 4,
+        memory: "1G",
         again: None,
         bootargs: "iommu.strict=1 checks=smmus,disks,vfio,cpus,calls,fuzz,log,attacks",
     },
     LinuxCase {
         name: "linux-reboot",
         cpus: 2,
+        memory: "1G",
         again: Some(Again::Reboot),
         bootargs: "iommu.strict=1 checks=smmus,log",
     },
     LinuxCase {
         name: "linux-crash",
         cpus: 2,
+        memory: "1G",
         again: Some(Again::Crash),
         bootargs: "iommu.strict=1 checks=smmus,log",
+    },
+    LinuxCase {
+        name: "linux-deferred",
+        cpus: 1,
+        memory: "512M",
+        again: None,
+        bootargs: "iommu.strict=0 checks=smmus,disks,rebind,log",
+    },
+    LinuxCase {
+        name: "linux-passthrough",
+        cpus: 2,
+        memory: "4G",
+        again: None,
+        bootargs: "iommu.passthrough=1 checks=smmus,disks,domains,log",
     },
 ];
 
 /// Debian's Linux as the host.
 fn linux(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     for case in LINUX_CASES {
-        let machine =
-            Machine { again: case.again, ..Machine::with_linux(3, case.cpus, case.bootargs.into())? };
+        let machine = Machine {
+            memory: case.memory.into(),
+            again: case.again,
+            ..Machine::with_linux(3, case.cpus, case.bootargs.into())?
+        };
         let software = tally.time("Linux is prepared", |_| machine.prepare(workspace))?;
         let run = Run { show: false, ..machine.run(case.name, workspace, TIMEOUT, false)? };
         println!("QEMU, {}: {}, {}", case.name, run.shape, software.software.host.name);
