@@ -251,16 +251,16 @@ fn unlike(expected: &[&str], console: &Console) -> Vec<String> {
 /// Minutes that a hostile host attacks.
 const FUZZ_MINUTES: u64 = 2;
 
-/// A hostile host, with the oracle in the hypervisor: what was found once, whether a seed does the same twice, and two minutes with a new one.
+/// A hostile host, with the oracle in the hypervisor: what was found once, whether seeds do the same twice, and two minutes. All seeds are new ones.
 fn fuzz(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
     let target =
         tally.time("the image with the oracle is built", |_| fuzz::in_qemu::Target::prepare(workspace))?;
     println!("QEMU, recordings of tests/regressions");
     let (passed, failed) = tally.time("QEMU, recordings", |_| fuzz::replay_all(workspace, &target))?;
     tally.add(passed, failed);
-    println!("QEMU, the same seed twice, with instructions counted");
+    println!("QEMU, a seed twice, with instructions counted");
     for cpus in [1, 4] {
-        let name = format!("QEMU, the same seed twice on {cpus} CPUs");
+        let name = format!("QEMU, a seed twice on {cpus} CPUs");
         let same = tally.time(&name, |_| fuzz::in_qemu::is_repeatable(&target, cpus))?;
         tally.add(same.into(), (!same).into());
     }
