@@ -408,6 +408,15 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
         self.hypervisor.iommu.set().take_driver_overflow(usize::from(self.back.iommu.smmu))
     }
 
+    fn look_for_errors(&self) -> Result<(), Fault> {
+        let Self { hypervisor, back } = self;
+        hypervisor.iommu.set().look_after_errors(&hypervisor.platform, usize::from(back.iommu.smmu));
+        match self.fault() {
+            Fault::Dead => Err(Fault::Dead),
+            Fault::Incomplete => Ok(()),
+        }
+    }
+
     fn raise(&self, interrupt: Interrupt) {
         let interrupts = &self.back.interrupts;
         let intid = match interrupt {

@@ -128,6 +128,12 @@ pub trait Backend {
     /// Whether events of the host's streams were lost before EL2 could take them, since the last call.
     fn take_overflow(&self) -> bool;
 
+    /// Has EL2 look at the SMMU's own global errors.
+    ///
+    /// # Errors
+    /// [`Fault::Dead`].
+    fn look_for_errors(&self) -> Result<(), Fault>;
+
     /// Makes an interrupt of the SMMU pending at the distributor.
     fn raise(&self, interrupt: Interrupt);
 }

@@ -23,6 +23,8 @@ impl EmulatedSmmu {
         if end != Err(NoEvent::QueueEmpty) {
             self.call_back(backend);
         }
+        // Events that the SMMU could not write are lost too.
+        self.look_for_errors(backend);
         if backend.take_overflow() && self.registers.cr0 & EVENTQEN != 0 {
             self.lose_event();
         }

@@ -21,6 +21,13 @@ impl EmulatedSmmu {
         self.activate(backend, GERROR::CMDQ_ERR::SET.value);
     }
 
+    /// Looks whether the SMMU has failed by itself, which it may do with no command under way.
+    pub(super) fn look_for_errors(&mut self, backend: &impl Backend) {
+        if let Err(fault) = backend.look_for_errors() {
+            self.fail(backend, fault);
+        }
+    }
+
     /// Enters service failure mode, for good, if the SMMU is dead (12.3).
     pub(super) fn fail(&mut self, backend: &impl Backend, fault: Fault) {
         if fault == Fault::Dead && !self.failed {

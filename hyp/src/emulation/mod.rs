@@ -24,6 +24,8 @@
 //!   update of SMMUEN to 0 is not acknowledged, and the next store to CR0 tries again.
 //! * Invalidations that the SMMU did not complete give CERROR_ABT at the first of them, or with an ATC_INV among them CERROR_ATC_INV_SYNC after
 //!   them: acknowledged, they are tried again, or go on. An SMMU that is dead is in service failure mode (12.3).
+//! * Of the SMMU's own global errors the driver is told what concerns it: SFM_ERR when it is dead, and an overflow of the event queue for events that
+//!   it could not write. Its command queue is EL2's.
 
 mod backend;
 mod command_queue;
@@ -38,7 +40,8 @@ pub use backend::{Backend, DrainedEvent, Fault, Interrupt, NotHost, SetStreamErr
 use smmuv3::command::Command;
 use smmuv3::features::IdRegisters;
 use smmuv3::registers::{
-    CMDQ_PROD_OFFSET, CR0_OFFSET, EVENTQ_BASE_OFFSET, EVENTQ_PROD_OFFSET, GERRORN_OFFSET, PAGE1, SPACE_BYTES,
+    CMDQ_PROD_OFFSET, CR0_OFFSET, EVENTQ_BASE_OFFSET, EVENTQ_PROD_OFFSET, GERROR_OFFSET, GERRORN_OFFSET,
+    PAGE1, SPACE_BYTES,
 };
 use smmuv3::vsmmu::VsmmuLimits;
 
@@ -113,10 +116,14 @@ impl EmulatedSmmu {
 
     /// A load of `size_bytes` at `offset` bytes into the register space.
     ///
-    /// Loads of EVENTQ_PROD first take events from the SMMU. Other offsets than those of registers read as zero.
+    /// Loads of EVENTQ_PROD first take events from the SMMU, those of GERROR look at its errors. Other offsets than those of registers read as
+    /// zero.
     pub fn read(&mut self, backend: &impl Backend, offset: u64, size_bytes: u8) -> u64 {
-        if takes_events(offset) {
+        // With 8 bytes, or by the alias in page 0, too.
+        if offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1 {
             self.deliver_events(backend);
+        } else if offset & !4 == GERROR_OFFSET {
+            self.look_for_errors(backend);
         }
         match (size_bytes, offset % 8) {
             (4, 0 | 4) => self.word(offset).into(),
@@ -135,7 +142,7 @@ impl EmulatedSmmu {
     #[inline]
     pub fn peek(&self, offset: u64, size_bytes: u8) -> Option<u32> {
         let is_word = size_bytes == 4 && offset.is_multiple_of(4);
-        (is_word && !takes_events(offset)).then(|| self.registers.read(&self.ids, offset))
+        if is_word { self.registers.peek(&self.ids, offset) } else { None }
     }
 
     /// A store of `size_bytes` at `offset` bytes into the register space.
@@ -189,12 +196,6 @@ impl EmulatedSmmu {
             self.set_parked(backend, stream);
         }
     }
-}
-
-/// Whether a load at this offset takes events from the SMMU: EVENTQ_PROD, in page 1 and in its alias in page 0.
-#[inline]
-const fn takes_events(offset: u64) -> bool {
-    offset & !(PAGE1 | 4) == EVENTQ_PROD_OFFSET - PAGE1
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

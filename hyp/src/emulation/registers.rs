@@ -121,18 +121,26 @@ impl RegisterFile {
     }
 
     /// The word at `offset`, a multiple of 4. What is no register reads as zero (6.2).
-    #[inline(always)]
     pub(super) fn read(&self, ids: &IdRegisters, offset: u64) -> u32 {
         match offset {
+            EVENTQ_PROD_OFFSET | EVENTQ_PROD_ALIAS => self.eventq_prod,
+            GERROR_OFFSET => self.gerror,
+            _ => self.peek(ids, offset).unwrap_or(0),
+        }
+    }
+
+    /// As [`RegisterFile::read`]; `None` where the SMMU is to be looked at first.
+    #[inline(always)]
+    pub(super) fn peek(&self, ids: &IdRegisters, offset: u64) -> Option<u32> {
+        Some(match offset {
             CMDQ_PROD_OFFSET => self.cmdq_prod,
             CMDQ_CONS_OFFSET => {
                 // Above the wrap bit the register reads as zero (6.3.28).
                 let index = self.cmdq_cons & wrap_mask(queue_log2(ids, Queue::Commands, self.cmdq_base));
                 index | u32::from(self.cmdq_error) << CMDQ_CONS::ERR.shift
             }
-            EVENTQ_PROD_OFFSET | EVENTQ_PROD_ALIAS => self.eventq_prod,
+            EVENTQ_PROD_OFFSET | EVENTQ_PROD_ALIAS | GERROR_OFFSET => return None,
             EVENTQ_CONS_OFFSET | EVENTQ_CONS_ALIAS => self.eventq_cons,
-            GERROR_OFFSET => self.gerror,
             GERRORN_OFFSET => self.gerrorn,
             CR0_OFFSET => self.cr0,
             CR0ACK_OFFSET => self.cr0ack,
@@ -159,7 +167,7 @@ impl RegisterFile {
                 EVENTQ_IRQ_CFG0_OFFSET => half(self.eventq_irq.address, offset),
                 _ => 0,
             },
-        }
+        })
     }
 
     /// Writes the word at `offset`, a multiple of 4, of a register that is read by what uses it only. Guarded registers ignore it while

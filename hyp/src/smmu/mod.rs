@@ -319,6 +319,18 @@ impl Set {
             }
             drained.events
         };
+        self.look_after(p, smmu);
+        drained
+    }
+
+    /// Acknowledges the global errors of an SMMU and does what they ask for. Events that it could not write are lost to whoever reads them.
+    pub(crate) fn look_after_errors<P: Platform>(&self, p: &P, index: usize) {
+        if let Some(smmu) = self.get(index) {
+            self.look_after(p, smmu);
+        }
+    }
+
+    fn look_after<P: Platform>(&self, p: &P, smmu: &Smmu) {
         let mut commands = smmu.commands.lock();
         if commands.condition == Condition::Running {
             commands.handle_global_errors(p);
@@ -326,10 +338,10 @@ impl Set {
         let aborted = core::mem::take(&mut commands.events_aborted);
         drop(commands);
         if aborted != 0 {
-            let mut ring = self.ring.lock();
+            let (mut ring, mut driver) = (self.ring.lock(), smmu.driver_events.lock());
             ring.lost = ring.lost.wrapping_add(aborted);
+            driver.lose();
         }
-        drained
     }
 
     /// Drains the queue of an SMMU until it was found empty, so that the SMMU interrupts for the next event; false if it never was. Bounded.

@@ -8,9 +8,9 @@ use smmuv3::command::{Command, LeafHints, TlbiRange, opcode};
 use smmuv3::event::{EventKind, EventRecord};
 use smmuv3::registers::{
     CMDQ_BASE_OFFSET, CMDQ_CONS_OFFSET, CMDQ_PROD_OFFSET, CR0_OFFSET, CR0ACK_OFFSET, CR1_OFFSET, CR2_OFFSET,
-    EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GBPA_OFFSET, GERROR_IRQ_CFG0_OFFSET, IDR0,
-    IDR0_OFFSET, IDR1, IDR1_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, PAGE1, STRTAB_BASE_CFG_OFFSET,
-    STRTAB_BASE_OFFSET,
+    EVENTQ_BASE_OFFSET, EVENTQ_CONS_OFFSET, EVENTQ_PROD_OFFSET, GBPA_OFFSET, GERROR_IRQ_CFG0_OFFSET,
+    GERROR_OFFSET, IDR0, IDR0_OFFSET, IDR1, IDR1_OFFSET, IRQ_CTRL_OFFSET, IRQ_CTRLACK_OFFSET, PAGE1,
+    STRTAB_BASE_CFG_OFFSET, STRTAB_BASE_OFFSET,
 };
 use smmuv3::ste::{Level1Descriptor, Stage1Claim};
 
@@ -280,16 +280,13 @@ fn the_command_queue_wraps_as_often_as_one_likes() {
 }
 
 #[test]
-fn a_load_that_takes_events_has_no_short_way() {
+fn a_load_that_looks_at_the_smmu_has_no_short_way() {
     let mut driver = Driver::new(8, 3);
     driver.reset();
     driver.write_entry(STREAM, BYPASS);
-    let taking: Vec<_> =
+    let looking: Vec<_> =
         (0..2 * PAGE1).step_by(4).filter(|at| driver.rig.smmu.peek(*at, 4).is_none()).collect();
-    assert_eq!(
-        taking,
-        [EVENTQ_PROD_OFFSET - PAGE1, EVENTQ_CONS_OFFSET - PAGE1, EVENTQ_PROD_OFFSET, EVENTQ_CONS_OFFSET]
-    );
+    assert_eq!(looking, [GERROR_OFFSET, EVENTQ_PROD_OFFSET - PAGE1, EVENTQ_PROD_OFFSET]);
     assert_eq!([1, 2, 8].map(|size_bytes| driver.rig.smmu.peek(CR0_OFFSET, size_bytes)), [None; 3]);
     assert_eq!(driver.rig.smmu.peek(CR0_OFFSET + 2, 4), None, "not aligned");
     for offset in (0..2 * PAGE1).step_by(4) {
@@ -378,6 +375,21 @@ fn a_transaction_without_an_entry_is_told_and_shutting_down_ends_that() {
     driver.rig.smmu.deliver_events(&driver.rig.host);
     driver.reset();
     assert_eq!(driver.read_events(), []);
+}
+
+/// The driver's handler for events finds out, too, that there will be none any more.
+#[test]
+fn an_smmu_that_is_found_dead_is_in_service_failure_mode() {
+    for offset in [GERROR_OFFSET, EVENTQ_PROD_OFFSET] {
+        let mut driver = Driver::started();
+        driver.rig.host.is_dead.set(true);
+        driver.rig.host.take_calls();
+        driver.rig.read(offset);
+        assert_eq!(driver.rig.host.take_interrupts(), [Interrupt::GlobalError]);
+        assert_eq!(driver.rig.errors(), SFM_ERR);
+        driver.rig.acknowledge();
+        assert_eq!(driver.rig.errors(), 0);
+    }
 }
 
 #[test]

@@ -103,6 +103,8 @@ pub(super) struct Host {
     pub(super) no_event: Cell<NoEvent>,
     /// Some were lost before the hypervisor could take them.
     pub(super) lost_events: Cell<bool>,
+    /// The SMMU has failed by itself.
+    pub(super) is_dead: Cell<bool>,
 }
 
 impl Host {
@@ -123,6 +125,7 @@ impl Host {
             events: RefCell::default(),
             no_event: Cell::new(NoEvent::QueueEmpty),
             lost_events: Cell::new(false),
+            is_dead: Cell::new(false),
         }
     }
 
@@ -329,6 +332,11 @@ impl Backend for Host {
 
     fn take_overflow(&self) -> bool {
         self.lost_events.take()
+    }
+
+    fn look_for_errors(&self) -> Result<(), Fault> {
+        self.counted();
+        if self.is_dead.get() { Err(Fault::Dead) } else { Ok(()) }
     }
 
     fn raise(&self, interrupt: Interrupt) {

@@ -2,14 +2,16 @@
 
 use super::stage1;
 use crate::{boot, good};
+use host_shim::host::Host;
 use tests::bench::{Bench, SCRATCH, Shape};
 use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, SMMUEN, cfgi_ste, reg, tlbi_asid};
 use tests::model::smmu::Fault;
 use tests::model::smmu::config::SmmuConfig;
 use tests::oracle;
 
-/// GERROR.CMDQ_ERR and GERROR.SFM_ERR.
+/// GERROR.CMDQ_ERR, GERROR.EVENTQ_ABT_ERR and GERROR.SFM_ERR.
 const CMDQ_ERR: u32 = 1;
+const EVENTQ_ABT_ERR: u32 = 1 << 2;
 const SFM_ERR: u32 = 1 << 8;
 /// CERROR_ABT.
 const CERROR_ABT: u32 = 2;
@@ -173,5 +175,57 @@ fn an_smmu_that_dies_is_in_service_failure_mode_and_lets_nothing_through() {
         }
         assert_eq!(bench.dma(0, 0, SCRATCH), None);
         oracle::check_state(&bench).unwrap_or_else(|text| panic!("{fault:?}: {text}"));
+    }
+}
+
+/// An error that the SMMU finds by itself, not at a command.
+fn raise(bench: &Bench, error: u32) {
+    let mut machine = bench.machine();
+    let (smmu, mut bus) = machine.smmu(0).unwrap();
+    smmu.raise(&mut bus, error);
+}
+
+/// The hardware's interrupt has the driver's handler load GERROR, and nothing else.
+#[test]
+fn an_smmu_that_dies_by_itself_is_told_of_at_the_next_look() {
+    type Look = fn(&Driver<'_>) -> u32;
+    let looks: [Look; 2] = [
+        |driver| driver.errors(),
+        |driver| {
+            let both = driver.bench.cpu_read_u64(driver.register(reg::GERROR)).unwrap();
+            both as u32 ^ (both >> 32) as u32
+        },
+    ];
+    for look in looks {
+        let bench = machine();
+        let mut driver = Driver::started(&bench, 0);
+        driver.write_entry(0, BYPASS);
+        assert_eq!((look(&driver), bench.dma(0, 0, SCRATCH)), (0, Some(SCRATCH)), "the control");
+        raise(&bench, SFM_ERR);
+        assert_eq!(look(&driver), SFM_ERR);
+        assert!(is_dead(&driver));
+        driver.acknowledge();
+        assert_eq!(look(&driver), 0, "it is told once");
+        oracle::check_state(&bench).unwrap_or_else(|text| panic!("{text}"));
+    }
+}
+
+/// What the SMMU could not write is lost to the driver, as what it had no room for.
+#[test]
+fn events_that_the_smmu_could_not_write_are_an_overflow() {
+    for looks_at_errors in [false, true] {
+        let bench = machine();
+        let mut driver = Driver::started(&bench, 0);
+        driver.write_entry(0, BYPASS);
+        for round in 1..=2 {
+            raise(&bench, EVENTQ_ABT_ERR);
+            if looks_at_errors {
+                assert_eq!(driver.errors(), 0, "the queue that failed is not the driver's");
+            }
+            assert_eq!(driver.events(), []);
+            assert_eq!(driver.overflows, round);
+        }
+        assert_eq!((driver.events(), driver.overflows), (vec![], 2));
+        good(&bench, "told");
     }
 }
