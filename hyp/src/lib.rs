@@ -17,6 +17,8 @@ pub mod host_smmus;
 pub mod hypercall;
 pub mod hypervisor;
 pub mod iommu;
+#[cfg(test)]
+mod lines;
 pub mod list;
 pub mod memory;
 #[cfg(feature = "oracle")]

@@ -109,7 +109,9 @@ pub extern "C" fn boot_secondary(own: &'static Cpu) -> ! {
     let entered = platform::compare_cpu().and_then(|()| enter_stage2());
     let (start, context) = own.take_start();
     if let Err(reason) = entered {
-        log::error!("CPU {:#x} stays off: {reason}", cpu::own_affinity());
+        if !own.refusal_logged.swap(true, Ordering::Relaxed) {
+            log::error!("CPU {:#x} stays off: {reason}", cpu::own_affinity());
+        }
         psci::cpu_off()
     }
     if REPORTING.load(Ordering::Acquire) != 0 {

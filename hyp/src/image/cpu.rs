@@ -26,6 +26,8 @@ pub struct Cpu {
     affinity: AtomicU64,
     /// A CPU_ON is under way: `entry` and `context` belong to whoever set this.
     starting: AtomicBool,
+    /// It is logged why the host cannot run on it: the host may turn it on again and again.
+    pub refusal_logged: AtomicBool,
     entry: AtomicU64,
     context: AtomicU64,
 }
@@ -35,6 +37,7 @@ static CPUS: [Cpu; MAX_CPUS] = [const {
         stack_top: AtomicU64::new(0),
         affinity: AtomicU64::new(0),
         starting: AtomicBool::new(false),
+        refusal_logged: AtomicBool::new(false),
         entry: AtomicU64::new(0),
         context: AtomicU64::new(0),
     }

@@ -21,6 +21,9 @@ const SMC_BYTES: u64 = 4;
 /// `PSCI_FEATURES` of the firmware has `SYSTEM_RESET2`.
 static RESET2: AtomicBool = AtomicBool::new(false);
 
+/// What the host's drivers did is logged.
+static REPORTED: AtomicBool = AtomicBool::new(false);
+
 /// Calls the firmware (SMCCC, 64-bit convention); the answer is X0.
 fn firmware_call(function: u32, arguments: [u64; 3]) -> u64 {
     let [mut x0, x1, x2, x3] = [u64::from(function), arguments[0], arguments[1], arguments[2]];
@@ -82,7 +85,8 @@ pub fn trapped_smc(frame: &mut Frame) {
                 return; // ELR is still at the SMC: the host takes its interrupts, and traps again
             }
             let DriverCounters { accesses, queue_stores, syncs } = boot::hypervisor().driver_counters();
-            if accesses != 0 {
+            // The firmware may refuse, and the host asks again.
+            if accesses != 0 && !REPORTED.swap(true, Ordering::Relaxed) {
                 log::info!(
                     "the host's SMMUs: {accesses} accesses, {queue_stores} of CMDQ_PROD, for {syncs} CMD_SYNCs"
                 );

@@ -128,6 +128,8 @@ pub(super) struct CommandQueue {
     pub(super) failures: Failures,
     /// A command other than an ATC invalidation has failed: the next one is the SMMU's end.
     pub(super) erred: bool,
+    /// It is logged that an ATC did not answer.
+    pub(super) atc_logged: bool,
     pub(super) condition: Condition,
     /// GERROR conditions acknowledged.
     pub(super) global_errors: u64,
@@ -151,6 +153,7 @@ impl CommandQueue {
             syncs: 0,
             failures: Failures::NONE,
             erred: false,
+            atc_logged: false,
             condition: Condition::Off,
             global_errors: 0,
             events_aborted: 0,

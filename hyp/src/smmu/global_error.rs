@@ -50,9 +50,14 @@ impl CommandQueue {
     ///
     /// At a CMD_SYNC before which several ATCs do not answer (4.7.3) it may stop several times: when the error is acknowledged it does that
     /// CMD_SYNC once more, and they need not time out at the same moment. All are one failure.
+    ///
+    /// Such an ATC is logged once: whoever may turn a device off could have EL2 write lines without end. Of other errors there are two at the most.
     fn note_failure<P: Platform>(&mut self, p: &P, error: CommandError) -> bool {
         let is_at_command = self.refresh(p).is_ok() && self.consumed != self.produced;
-        if !is_at_command || self.failures.note(self.consumed) {
+        let is_new = !is_at_command || self.failures.note(self.consumed);
+        let is_of_atc = error == CommandError::ATC_INV_SYNC;
+        if is_new && !(is_of_atc && self.atc_logged) {
+            self.atc_logged |= is_of_atc;
             log::error!("SMMU {}: command queue error, {error}", self.registers().base());
         }
         is_at_command

@@ -195,6 +195,18 @@ fn any_number_of_failures_is_heard_of_and_none_is_the_smmus_end() {
     }
 }
 
+/// Whoever may turn a device off could fill the console otherwise.
+#[test]
+fn a_device_that_does_not_answer_is_logged_once() {
+    let (fake, set) = started(1);
+    fake.with(0, |smmu| smmu.behaviour.reads_per_command = 1);
+    let queues = set.queues(&fake);
+    fake.fail_syncs(0, (0..9).map(|n| 2 + n * 3));
+    let ticket = post(&queues, 0, to_devices(9)).unwrap();
+    let lines = crate::lines::count(|| assert_eq!(queues.wait(0, ticket), Err(Fault)));
+    assert_eq!((lines, set.counters().global_errors), (1, 9));
+}
+
 #[test]
 fn a_sync_that_fails_for_ever_is_the_smmus_end_after_a_bounded_wait() {
     let (fake, set) = started(1);

@@ -83,6 +83,7 @@ pub struct Its {
     /// The hardware did not do what it was told: it gets no command any more, and what it may use stays.
     failed: bool,
     refusal_logged: bool,
+    stall_logged: bool,
 }
 
 impl Guarded for Its {
@@ -122,6 +123,7 @@ impl Its {
             basers: fixed,
             failed: false,
             refusal_logged: false,
+            stall_logged: false,
         }
     }
 
@@ -307,8 +309,11 @@ impl Its {
             return Answer::Done(0);
         }
         let Some(claimed) = self.copy(services) else {
-            log::warn!("the ITS at {} stalls: its queue is not memory of the host's", self.base);
             self.stalled = true;
+            if !self.stall_logged {
+                self.stall_logged = true;
+                log::warn!("the ITS at {} stalls: its queue is not memory of the host's", self.base);
+            }
             return Answer::Done(0);
         };
         let mut batch = Batch::default();

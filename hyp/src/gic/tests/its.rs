@@ -217,6 +217,22 @@ fn a_queue_that_is_not_the_hosts_stalls() {
 }
 
 #[test]
+fn a_queue_that_stalls_again_and_again_is_logged_once() {
+    let driver = Driver::new(Scene::new(|_| {}));
+    driver.scene.store(ITS, 4, 0);
+    driver.scene.store(ITS + 0x80, 8, VALID | POOL);
+    driver.scene.store(ITS, 4, 1);
+    driver.scene.store(ITS + 0x88, 8, 0x40);
+    let retry = || {
+        for _ in 0..10 {
+            driver.scene.store(ITS + 0x88, 8, 0x40 | 1);
+            assert_eq!(driver.scene.load(ITS + 0x90, 8), 1, "Stalled");
+        }
+    };
+    assert_eq!(crate::lines::count(retry), 0);
+}
+
+#[test]
 fn hardware_that_stops_is_a_bounded_wait_and_is_left_alone() {
     let mut driver = Driver::new(Scene::new(|_| {}));
     driver.send(&[mapd(1, 5, ITT)]);
