@@ -393,10 +393,13 @@ impl<P: Platform> Backend for HostBackend<'_, P> {
 
     fn next_event(&self) -> Result<DrainedEvent, NoEvent> {
         let Self { hypervisor, back } = self;
-        let index = usize::from(back.iommu.smmu);
-        let record = hypervisor.iommu.set().take_driver_event(&hypervisor.platform, index)?;
-        let parked = self.hosts_stream(record.decode().stream).is_none();
-        Ok(DrainedEvent { record, parked })
+        hypervisor.iommu.set().take_driver_event(&hypervisor.platform, usize::from(back.iommu.smmu))
+    }
+
+    fn drain_events(&self) -> u32 {
+        let Self { hypervisor, back } = self;
+        let set = hypervisor.iommu.set();
+        set.drain_events_of(&hypervisor.platform, usize::from(back.iommu.smmu)) as u32
     }
 
     fn discard_events(&self) -> bool {

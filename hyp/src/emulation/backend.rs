@@ -6,6 +6,7 @@ use smmuv3::event::EventRecord;
 use smmuv3::ste::Stage1Claim;
 
 use crate::memory::Progress;
+pub use crate::smmu::DrainedEvent;
 use crate::smmu::NoEvent;
 
 /// An address that is not RAM of the host's: what an SMMU would find an external abort at.
@@ -39,16 +40,6 @@ impl From<Fault> for SetStreamError {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)
     }
-}
-
-/// An event of a stream of the host's, as the SMMU recorded it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrainedEvent {
-    /// The record, with the StreamID as the host knows it.
-    pub record: EventRecord,
-    /// The stream was not set, or its last [`Backend::set_stream`] was for an entry that is absent, aborts or was refused: what the SMMU recorded is
-    /// about EL2's own way to make it abort.
-    pub parked: bool,
 }
 
 /// An interrupt that hardware did not cause.
@@ -121,6 +112,10 @@ pub trait Backend {
     /// There is none. Unless the SMMU's own queue was empty, nobody says when there is one: it interrupts for an event that finds its queue
     /// empty, and for no other.
     fn next_event(&self) -> Result<DrainedEvent, NoEvent>;
+
+    /// Has EL2 take what events the SMMU's own queue has, for [`Backend::next_event`], so that they are known by what their streams are now; how
+    /// many there were. Bounded by the length of the queue.
+    fn drain_events(&self) -> u32;
 
     /// Discards all events of the host's streams so far. False if the SMMU's own queue was not found empty, as in [`Backend::next_event`].
     fn discard_events(&self) -> bool;

@@ -246,7 +246,7 @@ impl EmulatedSmmu {
                 }
                 if self.is_active()
                     && backend.next_stream(stream) == Some(stream)
-                    && self.set_from_table(backend, stream) == Err(Fault::Incomplete)
+                    && self.set_from_table(backend, stream, budget) == Err(Fault::Incomplete)
                 {
                     self.command_error(backend, CommandError::ABORT);
                     return Batch::Stopped;

@@ -81,7 +81,8 @@ impl EmulatedSmmu {
     /// What the host is told of an event of one of its streams; `None` if nothing.
     ///
     /// What the SMMU says of a stream that EL2 makes abort is about EL2's way to do so. An SMMU with the host's table would have found
-    /// there is no STE, or one that is not valid; an STE that aborts is silent (7.3.7).
+    /// there is no STE, or one that is not valid; an STE that aborts is silent (7.3.7). A stream that passes by now had another STE then: which,
+    /// nobody knows any more, but a driver lets a stream abort before it lets it pass.
     fn shown(&self, backend: &impl Backend, drained: &DrainedEvent) -> Option<EventRecord> {
         let event = drained.record.decode();
         if !self.is_active() {
@@ -99,6 +100,7 @@ impl EmulatedSmmu {
                 .then(|| EventRecord::configuration(EventKind::BAD_STREAM_ID, stream, substream)),
             Found::Unreadable { address, .. } => Some(EventRecord::ste_fetch(stream, substream, address.0)),
             Found::Entry(claim, _) if claim.is_valid() && claim.aborts() => None,
+            Found::Entry(..) if drained.parked && backend.hosts_stream(stream).is_some() => None,
             Found::Entry(..) => Some(EventRecord::configuration(EventKind::BAD_STE, stream, substream)),
         }
     }

@@ -50,7 +50,7 @@ use control::Translation;
 use registers::{EVENTQEN, RegisterFile};
 use stream_table::Walk;
 
-/// What one access may do, in units of which a command is one, a look at an STE one, and a stream that is set [`SET_UNITS`]. A unit is
+/// What one access may do, in units of which a command is one, a look at an STE one, an event one, and a stream that is set [`SET_UNITS`]. A unit is
 /// some hundred instructions, so that a step stays below EL2's bound of 250,000.
 pub const STEP_UNITS: u32 = 256;
 /// Units of setting a stream.
@@ -76,6 +76,11 @@ impl Budget {
             }
             None => false,
         }
+    }
+
+    /// Takes the units of what is done already.
+    const fn spend(&mut self, units: u32) {
+        self.0 = self.0.saturating_sub(units);
     }
 }
 

@@ -110,6 +110,7 @@ impl EmulatedSmmu {
                     if !budget.take(SET_UNITS) {
                         return Some(Walk { next: stream, last, fresh, recorded });
                     }
+                    budget.spend(backend.drain_events());
                     if self.set(backend, stream, found, &mut recorded) == Err(Fault::Incomplete) {
                         if !fresh {
                             self.command_error(backend, CommandError::ABORT);
@@ -128,8 +129,14 @@ impl EmulatedSmmu {
     ///
     /// # Errors
     /// [`Fault`], as [`EmulatedSmmu::set`].
-    pub(super) fn set_from_table(&mut self, backend: &impl Backend, stream: u32) -> Result<(), Fault> {
+    pub(super) fn set_from_table(
+        &mut self,
+        backend: &impl Backend,
+        stream: u32,
+        budget: &mut Budget,
+    ) -> Result<(), Fault> {
         let found = self.look_up(backend, stream);
+        budget.spend(backend.drain_events());
         self.set(backend, stream, found, &mut false)
     }
 
@@ -137,12 +144,13 @@ impl EmulatedSmmu {
     pub(super) fn set_parked(&mut self, backend: &impl Backend, stream: u32) {
         let found = self.look_up(backend, stream);
         let mut recorded = false;
+        backend.drain_events();
         if self.set(backend, stream, found, &mut recorded) == Err(Fault::Incomplete) {
             self.record_unreadable(backend, stream, found.address(), &mut recorded);
         }
     }
 
-    /// Makes a stream do what the table says. What cannot be is recorded as an event: of STEs that could not be read one, if `recorded` is
+    /// Makes a stream do what the table says; the events of what it did before were drained. What cannot be is recorded as an event: of STEs that could not be read one, if `recorded` is
     /// false.
     ///
     /// # Errors

@@ -55,7 +55,10 @@ pub(super) enum Reader {
     /// Whoever calls `EVENT_READ`.
     Caller,
     /// The host's own driver, in the event queue of its emulated SMMU.
-    Driver,
+    Driver {
+        /// It does not have the stream, or lets nothing through for it.
+        parked: bool,
+    },
 }
 
 impl Smmu {
@@ -276,7 +279,7 @@ impl Smmu {
             Some(vmid) if driver == 0 || vmid != driver && vmid != PARKED_VMID => Reader::Caller,
             // No stream at all: C_BAD_STREAMID.
             None if driver == 0 => Reader::Caller,
-            Some(_) | None => Reader::Driver,
+            vmid => Reader::Driver { parked: vmid != Some(driver) },
         };
         fence(Ordering::Acquire);
         if self.leaving.load(Ordering::Relaxed) == u64::from(stream) { Reader::Nobody } else { reader }

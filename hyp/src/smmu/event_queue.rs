@@ -106,9 +106,21 @@ impl EventRing {
     }
 }
 
+/// An event for the host's own driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainedEvent {
+    /// The record, as the SMMU wrote it.
+    pub record: EventRecord,
+    /// When it was taken from the SMMU's queue the driver did not have the stream, or its entry was absent, aborted or was refused: what the SMMU
+    /// recorded is about EL2's own way to make it abort.
+    pub parked: bool,
+}
+
 /// Events of one SMMU that wait for the host's own driver, as the SMMU wrote them, in a page of EL2's.
 pub(super) struct DriverEvents {
     page: PhysAddr,
+    /// [`DrainedEvent::parked`] of what is in each place, a bit each.
+    parked: [u64; 2],
     /// Events that came in.
     pushed: u64,
     /// Events that were taken out.
@@ -124,9 +136,10 @@ impl Guarded for DriverEvents {
 impl DriverEvents {
     /// More than these are lost, as an SMMU loses what does not fit into its queue.
     const MAX: u64 = 4096 / EVENT_BYTES;
+    const _A_BIT_EACH: () = assert!(Self::MAX == 2 * u64::BITS as u64);
 
     pub(super) const fn new() -> Self {
-        Self { page: PhysAddr(0), pushed: 0, taken: 0, overflowed: false }
+        Self { page: PhysAddr(0), parked: [0; 2], pushed: 0, taken: 0, overflowed: false }
     }
 
     /// The page that events are kept in.
@@ -144,7 +157,13 @@ impl DriverEvents {
         self.page.offset(count % Self::MAX * EVENT_BYTES)
     }
 
-    pub(super) fn push<P: Platform>(&mut self, p: &P, EventRecord(words): EventRecord) {
+    /// Where in `parked` the bit of a place is: the word, and the bit in it.
+    const fn bit(count: u64) -> (usize, u64) {
+        let place = count % Self::MAX;
+        ((place / 64) as usize, 1 << (place % 64))
+    }
+
+    pub(super) fn push<P: Platform>(&mut self, p: &P, EventRecord(words): EventRecord, parked: bool) {
         if self.pushed.wrapping_sub(self.taken) >= Self::MAX {
             self.overflowed = true;
             return;
@@ -152,16 +171,21 @@ impl DriverEvents {
         for (offset, word) in (0..).step_by(8).zip(words) {
             p.write_u64(self.at(self.pushed).offset(offset), word);
         }
+        let (word, bit) = Self::bit(self.pushed);
+        if let Some(word) = self.parked.get_mut(word) {
+            *word = if parked { *word | bit } else { *word & !bit };
+        }
         self.pushed = self.pushed.wrapping_add(1);
     }
 
-    pub(super) fn take<P: Platform>(&mut self, p: &P) -> Option<EventRecord> {
+    pub(super) fn take<P: Platform>(&mut self, p: &P) -> Option<DrainedEvent> {
         if self.pushed == self.taken {
             return None;
         }
-        let at = self.at(self.taken);
+        let (word, bit) = Self::bit(self.taken);
+        let (at, parked) = (self.at(self.taken), self.parked.get(word).is_some_and(|word| word & bit != 0));
         self.taken = self.taken.wrapping_add(1);
-        Some(read_record(p, at))
+        Some(DrainedEvent { record: read_record(p, at), parked })
     }
 
     pub(super) fn lose(&mut self) {

@@ -22,14 +22,13 @@ mod vmids;
 use core::fmt;
 
 use smmuv3::address::PhysAddr;
-use smmuv3::event::EventRecord;
 use smmuv3::features::{CommonFormat, Features, Part, Unusable};
 use smmuv3::invalidation::{MAX_SMMUS, Queues, Traits};
 use smmuv3::pgtable::Geometry;
 use smmuv3::ste::{Ats, STE_BYTES, StreamTableEntry};
 
 pub use command_queue::{Condition, Fault, OpenQueue, Ticket};
-pub use event_queue::{NoEvent, RING_ENTRIES, RecordedEvent};
+pub use event_queue::{DrainedEvent, NoEvent, RING_ENTRIES, RecordedEvent};
 pub use registers::{NoAcknowledge, Registers, TIMEOUT_NS};
 
 pub use vmids::{VMID_BITS, VmidOwner};
@@ -309,7 +308,7 @@ impl Set {
                 match smmu.reader_of(p, event.stream) {
                     Reader::Nobody => {}
                     Reader::Caller => ring.push(RecordedEvent::new(index, &event)),
-                    Reader::Driver => driver.push(p, record),
+                    Reader::Driver { parked } => driver.push(p, record, parked),
                 }
             });
             ring.drained = ring.drained.wrapping_add(drained.events);
@@ -349,11 +348,15 @@ impl Set {
         (0..DRAINS).any(|_| self.drain_events_of(p, index) == 0)
     }
 
-    /// The oldest event of an SMMU that the host's driver may see, as the SMMU wrote it; those in the hardware queue are looked for.
+    /// The oldest event of an SMMU that the host's driver may see; those in the hardware queue are looked for.
     ///
     /// # Errors
     /// There is none: [`NoEvent`].
-    pub(crate) fn take_driver_event<P: Platform>(&self, p: &P, index: usize) -> Result<EventRecord, NoEvent> {
+    pub(crate) fn take_driver_event<P: Platform>(
+        &self,
+        p: &P,
+        index: usize,
+    ) -> Result<DrainedEvent, NoEvent> {
         let smmu = self.get(index).ok_or(NoEvent::QueueEmpty)?;
         let take = || smmu.driver_events.lock().take(p);
         for _ in 0..DRAINS {

@@ -14,6 +14,7 @@ use smmuv3::pgtable::Granule;
 
 use super::fake::{Action, Fake, FakePages, offset};
 use super::*;
+use smmuv3::event::EventRecord;
 
 fn geometry() -> Geometry {
     Geometry::stage2(Granule::Size4K, 40, 44).unwrap()
@@ -387,7 +388,7 @@ fn an_event_that_comes_while_those_of_others_are_read_is_found() {
     fake.raise_event(0, translation_fault(9, 0));
     fake.with(0, |smmu| smmu.behaviour.late_events.push_back(translation_fault(8, 0x1000)));
     let taken = set.take_driver_event(&fake, 0);
-    assert_eq!(taken, Ok(EventRecord(translation_fault(8, 0x1000))));
+    assert_eq!(taken.map(|event| event.record), Ok(EventRecord(translation_fault(8, 0x1000))));
     assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::QueueEmpty));
     // They come as fast as they are read: that has a bound, and is said.
     fake.raise_event(0, translation_fault(9, 0));
@@ -397,6 +398,27 @@ fn an_event_that_comes_while_those_of_others_are_read_is_found() {
     fake.with(0, |smmu| smmu.behaviour.late_events.clear());
     assert!(set.discard_driver_events(&fake, 0));
     assert_eq!(set.take_driver_event(&fake, 0), Err(NoEvent::QueueEmpty));
+}
+
+/// Whether its stream was parked stays with an event, wherever in the ring of 128 it is.
+#[test]
+fn an_event_is_known_by_what_its_stream_was_when_it_was_drained() {
+    let (fake, set) = started(1);
+    let smmu = set.get(0).unwrap();
+    let is_parked = |n: u64| n.is_multiple_of(3);
+    for round in 0..4 {
+        let numbers = round * 100..round * 100 + 100;
+        for n in numbers.clone() {
+            // To the driver with the VMID of parked streams this one passes.
+            smmu.set_driver_vmid(if is_parked(n) { 2 } else { PARKED_VMID });
+            fake.raise_event(0, translation_fault(8, n));
+            assert_eq!(set.drain_events_of(&fake, 0), 1);
+        }
+        for n in numbers {
+            let taken = set.take_driver_event(&fake, 0).unwrap();
+            assert_eq!((taken.record.0[2], taken.parked), (n, is_parked(n)));
+        }
+    }
 }
 
 #[test]

@@ -369,6 +369,10 @@ fn a_transaction_without_an_entry_is_told_and_shutting_down_ends_that() {
     driver.rig.host.events.borrow_mut().push_back(of_parked_stream(STREAM));
     let bad_ste = EventRecord::configuration(EventKind::BAD_STE, STREAM, None);
     assert_eq!(driver.read_events(), [bad_ste]);
+    // It was taken before an entry was there that passes.
+    driver.write_entry(STREAM, BYPASS);
+    driver.rig.host.events.borrow_mut().push_back(of_parked_stream(STREAM));
+    assert_eq!(driver.read_events(), []);
     driver.shut_down();
     assert_eq!(driver.rig.read(CR0ACK_OFFSET), 0);
     driver.rig.host.events.borrow_mut().push_back(of_parked_stream(STREAM));

@@ -103,6 +103,8 @@ pub(super) struct Host {
     pub(super) no_event: Cell<NoEvent>,
     /// Some were lost before the hypervisor could take them.
     pub(super) lost_events: Cell<bool>,
+    /// Events that the SMMU's own queue has when it is next drained.
+    pub(super) late_events: Cell<u32>,
     /// The SMMU has failed by itself.
     pub(super) is_dead: Cell<bool>,
 }
@@ -125,6 +127,7 @@ impl Host {
             events: RefCell::default(),
             no_event: Cell::new(NoEvent::QueueEmpty),
             lost_events: Cell::new(false),
+            late_events: Cell::new(0),
             is_dead: Cell::new(false),
         }
     }
@@ -321,6 +324,11 @@ impl Backend for Host {
     fn next_event(&self) -> Result<DrainedEvent, NoEvent> {
         self.counted();
         self.events.borrow_mut().pop_front().ok_or(self.no_event.get())
+    }
+
+    fn drain_events(&self) -> u32 {
+        self.counted();
+        self.late_events.take()
     }
 
     fn discard_events(&self) -> bool {

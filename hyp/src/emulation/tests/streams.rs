@@ -119,6 +119,18 @@ fn smmuen_is_acknowledged_when_all_streams_are_looked_at() {
     assert_eq!(driver.rig.host.set.borrow().len(), 1024);
 }
 
+/// Events that have to be taken first are work of the step too.
+#[test]
+fn many_events_before_an_entry_changes_take_steps_of_their_own() {
+    for (late_events, steps) in [(0, 1), (128, 1), (250, 2), (u32::MAX, 2)] {
+        let mut driver = Driver::started();
+        driver.entry(STREAM);
+        driver.rig.host.late_events.set(late_events);
+        driver.run(&[Command::cfgi_ste(STREAM, true), Command::cfgi_ste(STREAM, true)]);
+        assert_eq!(driver.rig.steps, steps, "{late_events} events");
+    }
+}
+
 /// 6.3.9: SMMUEN is 1 to its driver while a stream may pass still; the next store tries again.
 #[test]
 fn an_update_that_the_smmu_does_not_complete_is_not_acknowledged() {

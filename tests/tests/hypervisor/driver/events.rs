@@ -4,7 +4,7 @@ use super::stage1;
 use crate::{boot, good};
 use abi::{Function, Status};
 use tests::bench::{Bench, IMAGE, POOL, SCRATCH, Shape};
-use tests::driver::{BYPASS, CMDQEN, Driver, EVENTQEN, Layout, SMMUEN, faults, reg, tlbi_asid};
+use tests::driver::{ABORT, BYPASS, CMDQEN, Driver, EVENTQEN, Layout, SMMUEN, faults, reg, tlbi_asid};
 use tests::model::SMMU_BASE;
 use tests::model::smmu::config::SmmuConfig;
 use tests::model::smmu::interrupt::{Msi, Source};
@@ -247,4 +247,41 @@ fn where_msis_went_before_none_goes() {
         assert_eq!(bench.machine().memory.read(left.address), before);
         good(&bench, "interrupted");
     }
+}
+
+/// The driver has an STE abort before its handler has looked at the fault that made it do so.
+#[test]
+fn a_fault_is_told_as_the_table_was_when_it_happened() {
+    for last in [ABORT, [0; 2]] {
+        let bench = qemu();
+        let mut driver = Driver::started(&bench, 0);
+        let stream = driver.stream(0);
+        driver.write_entry(0, BYPASS);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        driver.write_entry(0, last);
+        assert_eq!(faults(&driver.events()), [(TRANSLATION, stream)], "{last:?}");
+        good(&bench, "aborts");
+        // And the other way round.
+        driver.write_entry(0, ABORT);
+        assert_eq!(bench.dma(0, 0, IMAGE), None);
+        driver.write_entry(0, BYPASS);
+        assert_eq!(bench.dma(0, 0, IMAGE + 8), None);
+        let told: Vec<_> = driver.events().iter().map(|fault| (fault.number, fault.address)).collect();
+        assert_eq!(told, [(TRANSLATION, IMAGE + 8)], "an STE that aborts is silent");
+        good(&bench, "passes");
+    }
+}
+
+/// A walk over all streams switches them too.
+#[test]
+fn a_fault_is_told_when_all_streams_are_looked_at_again() {
+    let bench = qemu();
+    let mut driver = Driver::started(&bench, 0);
+    let stream = driver.stream(0);
+    driver.write_entry(0, BYPASS);
+    assert_eq!(bench.dma(0, 0, IMAGE), None);
+    driver.store_words(0, ABORT);
+    driver.run(&[[0x04, 31]]);
+    assert_eq!(faults(&driver.events()), [(TRANSLATION, stream)]);
+    good(&bench, "aborts");
 }
