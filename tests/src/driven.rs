@@ -203,13 +203,8 @@ impl Bench {
         if word0 & 1 == 0 || word0 & !known[0] != 0 || word1 & !known[1] != 0 {
             return false;
         }
-        // IDR1.ATTR_TYPES_OVR: without it SHCFG is RES0, and 0b01 is taken for what it means.
-        let overrides = config.idr[1] >> 27 & 1 == 1;
-        let incoming = match bits(word1, 45, 44) {
-            0b01 => true,
-            0b00 => !overrides,
-            _ => false,
-        };
+        // No driver finds IDR1.ATTR_TYPES_OVR: SHCFG is RES0, and 0b01 is taken for what it means.
+        let incoming = bits(word1, 45, 44) <= 1;
         let (format, cd_max, dss) = (bits(word0, 5, 4), bits(word0, 63, 59), bits(word1, 1, 0));
         match bits(word0, 3, 1) {
             0b100 => incoming,
@@ -230,7 +225,8 @@ impl Bench {
                     && (format == 0 || cd_max == 0 || config.cd2l())
                     && dss != 3
                     && bits(word1, 7, 6) != 1
-                    && (bits(word1, 27, 27) == 0 || config.stall_model() == 0)
+                    // Every driver finds STALL_MODEL = 0b01.
+                    && bits(word1, 27, 27) == 0
                     && ats
                     && (incoming || !bypasses)
             }

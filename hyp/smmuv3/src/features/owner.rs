@@ -21,7 +21,7 @@ impl Features {
     ///
     /// There is stage 1 where both stages work together. Hidden is what is EL2's (stage 2, VMIDs, StreamWorld EL2, the
     /// stream table, MSIs and wake-up events of its queue), what EL2 does not let a stream have (hardware updates of
-    /// descriptors, PRI, stalls), and broadcast TLB maintenance, which names VMIDs of CPUs. IIDR is 0: EL2 minds the errata.
+    /// descriptors, PRI, stalls, overrides of attributes), and broadcast TLB maintenance, which names VMIDs of CPUs. IIDR is 0: EL2 minds the errata.
     pub fn for_owner(&self, ats: Ats) -> IdRegisters {
         let table_formats = u32::from(self.aarch64_tables) << 1 | u32::from(self.aarch32_tables);
         let asid16 = self.asid_bits == 16;
@@ -35,8 +35,7 @@ impl Features {
             + IDR0::STALL_MODEL.val(TERMINATE);
         let idr1 = IDR1::SIDSIZE.val(STREAM_BITS)
             + IDR1::SSIDSIZE.val(self.substream_bits.into())
-            + IDR1::CMDQS.val(COMMANDS_LOG2)
-            + IDR1::ATTR_TYPES_OVR.val(self.attribute_override.into());
+            + IDR1::CMDQS.val(COMMANDS_LOG2);
         let idr3 = IDR3::RIL.val(self.range_invalidation.into())
             + IDR3::BBML.val(self.break_before_make_level.into());
         let oas = match self.oas_bits {
@@ -113,6 +112,7 @@ mod tests {
             vmid_bits: 8,
             vmid_wildcards: false,
             configurable_stalls: false,
+            attribute_override: false,
             stream_bits: 32,
             two_level_stream_table: false,
             command_queue_log2: 6,

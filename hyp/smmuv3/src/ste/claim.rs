@@ -110,7 +110,7 @@ pub enum Stage1Refusal {
     DefaultSubstream(u8),
     /// S1CSH is reserved.
     Shareability(u8),
-    /// S1STALLD is ILLEGAL where IDR0.STALL_MODEL is not 0b00.
+    /// S1STALLD is ILLEGAL where IDR0.STALL_MODEL is not 0b00, as an owner finds it everywhere.
     StallDisable,
     /// EATS is neither off nor 0b01, or the SMMU has no ATS.
     Ats(u8),
@@ -148,7 +148,9 @@ impl fmt::Display for Stage1Refusal {
             Self::Format(format) => write!(f, "S1Fmt {format:#04b} is not supported"),
             Self::DefaultSubstream(dss) => write!(f, "S1DSS {dss:#04b} is reserved"),
             Self::Shareability(csh) => write!(f, "S1CSH {csh:#04b} is reserved"),
-            Self::StallDisable => f.write_str("S1STALLD is set and stalls are not configurable"),
+            Self::StallDisable => {
+                f.write_str("S1STALLD is set, and an owner has no stalls (STALL_MODEL 0b01)")
+            }
             Self::Ats(eats) => write!(f, "EATS {eats:#04b} is not supported"),
             Self::IncomingShareability(shcfg) => write!(f, "SHCFG {shcfg:#04b} is not 0b01 (incoming)"),
         }
@@ -215,7 +217,7 @@ impl Stage1Claim {
                 return Err(Stage1Refusal::Bits { word, bits: value & !allowed });
             }
         }
-        let shareability = self.check_shareability(features);
+        let shareability = self.check_shareability();
         match word0 & CONFIG {
             CONFIG_ABORT => Ok(Stage1Config::Abort),
             CONFIG_BYPASS => shareability.map(|()| Stage1Config::Bypass),
@@ -270,7 +272,7 @@ impl Stage1Claim {
         if csh == 0b01 {
             return Err(Stage1Refusal::Shareability(csh));
         }
-        if word1 & S1STALLD != 0 && !features.configurable_stalls {
+        if word1 & S1STALLD != 0 {
             return Err(Stage1Refusal::StallDisable);
         }
         match word1 & EATS {
@@ -280,13 +282,12 @@ impl Stage1Claim {
         }
     }
 
-    /// SHCFG of a configuration in which transactions can bypass stage 1. An SMMU that cannot override it ignores
-    /// it, and then software leaves it 0.
-    fn check_shareability(&self, features: &Features) -> Result<(), Stage1Refusal> {
+    /// SHCFG of a configuration in which transactions can bypass stage 1. An owner finds no IDR1.ATTR_TYPES_OVR, so software leaves it 0,
+    /// or says what that means.
+    const fn check_shareability(&self) -> Result<(), Stage1Refusal> {
         let [_, word1] = self.0;
         match word1 & SHCFG {
-            SHCFG_INCOMING => Ok(()),
-            0 if !features.attribute_override => Ok(()),
+            0 | SHCFG_INCOMING => Ok(()),
             _ => Err(Stage1Refusal::IncomingShareability(self.field(1, SHCFG))),
         }
     }

@@ -107,8 +107,10 @@ fn reserved_and_unsupported_values_are_refused() {
     }
     let without_ats = Features { ats: false, ..ALL };
     assert_eq!(refusal(TRANSLATE, 0b01 << 28, &without_ats), Stage1Refusal::Ats(0b01));
-    let no_stalls = Features { configurable_stalls: false, ..ALL };
-    assert_eq!(refusal(TRANSLATE, 1 << 27, &no_stalls), Stage1Refusal::StallDisable);
+    for configurable_stalls in [false, true] {
+        let features = Features { configurable_stalls, ..ALL };
+        assert_eq!(refusal(TRANSLATE, 1 << 27, &features), Stage1Refusal::StallDisable);
+    }
 }
 
 #[test]
@@ -125,15 +127,17 @@ fn stalls_are_disabled_where_they_could_be_enabled() {
 fn shareability_stays_the_incoming_one_where_stage_1_is_bypassed() {
     let overrides = Features { attribute_override: true, ..ALL };
     let (bypass, dss_bypass) = (0b1001, TRANSLATE | 1 << 59);
-    for (word0, word1) in [(bypass, 0), (dss_bypass, 0b01)] {
-        assert!(check(word0, word1, &ALL).is_ok(), "an SMMU that does not override ignores SHCFG");
-        assert_eq!(refusal(word0, word1, &overrides), Stage1Refusal::IncomingShareability(0));
-        for features in [&ALL, &overrides] {
-            assert!(check(word0, word1 | 0b01 << 44, features).is_ok());
-            assert_eq!(
-                refusal(word0, word1 | 0b11 << 44, features),
-                Stage1Refusal::IncomingShareability(0b11)
-            );
+    for features in [&ALL, &overrides] {
+        for (word0, word1) in [(bypass, 0), (dss_bypass, 0b01)] {
+            for shcfg in [0b00, 0b01] {
+                let config = check(word0, word1 | shcfg << 44, features).unwrap();
+                let entry = StreamTableEntry::nested(&config, &parent(), PhysAddr(0), 1, Ats::Off);
+                assert_eq!(entry.0[1] >> 44 & 0b11, 0b01, "the SMMU reads incoming");
+            }
+            for shcfg in [0b10, 0b11] {
+                let refused = Stage1Refusal::IncomingShareability(shcfg);
+                assert_eq!(refusal(word0, word1 | u64::from(shcfg) << 44, features), refused);
+            }
         }
     }
     assert!(check(TRANSLATE, 0b10 << 44, &overrides).is_ok(), "not used");
