@@ -7,5 +7,6 @@
 mod commands;
 mod driver;
 pub(crate) mod hostile;
+mod registers;
 mod rig;
 mod streams;
