@@ -44,15 +44,15 @@ pub fn hypervisor() -> &'static Hypervisor<Aarch64> {
     unsafe { (*HYPERVISOR.0.get()).assume_init_ref() }
 }
 
-/// An empty hypervisor in its place.
+/// Puts an empty hypervisor in its place.
 ///
 /// # Safety
 ///
-/// Called once, and the reference is gone before [`hypervisor`] is called.
+/// Called once, before anything refers to it.
 #[inline(never)]
-unsafe fn new_hypervisor() -> &'static mut Hypervisor<Aarch64> {
+unsafe fn make_hypervisor() {
     // SAFETY: the caller's contract makes this the only reference.
-    unsafe { (*HYPERVISOR.0.get()).write(Hypervisor::new(Aarch64::new())) }
+    unsafe { (*HYPERVISOR.0.get()).write(Hypervisor::new(Aarch64::new())) };
 }
 
 /// The first CPU's way to EL1. `device_tree` is what the boot loader left in X0, `entry_ticks` the counter at entry.
@@ -72,6 +72,14 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
 
     platform::look_at_cpu();
     platform::start_event_stream();
+    // SAFETY: this is the one call, and nothing refers to it yet.
+    unsafe { make_hypervisor() };
+    start(&mut mmu, tree, entry_ticks)
+}
+
+/// The rest of it, apart from [`make_hypervisor`]: both want much of the boot stack, and together nearly all of it.
+#[inline(never)]
+fn start(mmu: &mut Mmu, tree: PhysRange, entry_ticks: u64) -> ! {
     // SAFETY: the tree is mapped and nobody writes it: EL1 does not run yet.
     let tree_bytes =
         unsafe { slice::from_raw_parts(tree.start().0 as *const u8, tree.size_bytes() as usize) };
@@ -81,19 +89,19 @@ pub extern "C" fn boot_primary(device_tree: u64, entry_ticks: u64) -> ! {
         console::start(uart.start());
     }
     log::info!("version {}, device tree at {tree}", env!("CARGO_PKG_VERSION"));
-    map_machine(&mut mmu, &machine).unwrap_or_else(|error| stop(&error));
+    map_machine(mmu, &machine).unwrap_or_else(|error| stop(&error));
     let own = register_cpus(&machine).unwrap_or_else(|error| stop(&error));
     own.install();
     psci::look_at_firmware().unwrap_or_else(|error| stop(&error));
 
     let image = mmu::image().unwrap_or_else(|| stop(&"the image is empty"));
     let share = carve::share(&machine, image, tree).unwrap_or_else(|error| stop(&error));
-    // SAFETY: the one exclusive reference; neither EL1 nor another CPU runs before its last use.
-    let hypervisor = unsafe { new_hypervisor() };
     let boot = Boot { machine: &machine, pa_bits: pa_bits(), image: &[share.image], pool: &[share.pool] };
-    hypervisor.start(boot).unwrap_or_else(|error| stop(&error));
+    // SAFETY: `make_hypervisor` has filled it, and this is the one reference: neither EL1 nor another CPU runs before its last use.
+    let empty = unsafe { (*HYPERVISOR.0.get()).assume_init_mut() };
+    empty.start(boot).unwrap_or_else(|error| stop(&error));
 
-    let hypervisor = self::hypervisor();
+    let hypervisor = hypervisor();
     let host = place_host(hypervisor, &machine, tree, tree_bytes, share.all);
     enter_stage2().unwrap_or_else(|error| stop(&error));
     hypervisor.set_boot_ticks(read_counter().wrapping_sub(entry_ticks));
