@@ -1,7 +1,5 @@
 //! One SMMU: what it can do, its bring-up (IHI 0070, 6.3 and 3.21), and the streams behind it.
 
-use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
-
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::entry_writer::{EntrySink, store_entry, write_entry, write_in_order};
@@ -18,15 +16,14 @@ use smmuv3::ste::StreamTableEntry;
 
 use super::command_queue::{self, CommandQueue, Condition, Fault, OpenQueue, Ticket};
 use super::event_queue::{self, DriverEvents, EventQueue};
+use super::readers::{NO_STREAM, Reader, Readers};
 use super::registers::Registers;
 use super::stream_table::{Place, Shape, StreamTable, parking_order, read_entry, read_vmid};
 use super::vmids::VmidTable;
 use super::{Cause, PARKED_VMID, Pages};
 use crate::platform::Platform;
 use crate::sync::Mutex;
-
-/// No StreamID: they have 32 bits at most.
-const NO_STREAM: u64 = u64::MAX;
+use crate::sync::atomic::{AtomicU16, AtomicU64};
 
 /// One SMMU.
 pub(crate) struct Smmu {
@@ -37,28 +34,9 @@ pub(crate) struct Smmu {
     stream_table: StreamTable,
     pub(super) commands: Mutex<CommandQueue>,
     pub(super) events: Mutex<EventQueue>,
-    /// Whose each VMID is: tells whose an event is, too.
-    vmids: VmidTable,
-    /// A stream that is leaving a guest: its events are the guest's, whatever the STE says; [`NO_STREAM`] for
-    /// none.
-    leaving: AtomicU64,
-    /// The VMID of the streams that the host's driver has, and so are those that nobody attached; 0 while it has not turned the SMMU on.
-    driver_vmid: AtomicU16,
+    /// Whose each VMID is, and whose the events.
+    readers: Readers,
     pub(super) driver_events: Mutex<DriverEvents>,
-}
-
-/// Who reads the events of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reader {
-    /// Nobody: they are a guest's, and counted.
-    Nobody,
-    /// Whoever calls `EVENT_READ`.
-    Caller,
-    /// The host's own driver, in the event queue of its emulated SMMU.
-    Driver {
-        /// It does not have the stream, or lets nothing through for it.
-        parked: bool,
-    },
 }
 
 impl Smmu {
@@ -75,9 +53,11 @@ impl Smmu {
             stream_table: StreamTable::NONE,
             commands: Mutex::new(CommandQueue::new(registers)),
             events: Mutex::new(EventQueue::new(registers)),
-            vmids: VmidTable::NONE,
-            leaving: AtomicU64::new(NO_STREAM),
-            driver_vmid: AtomicU16::new(0),
+            readers: Readers {
+                vmids: VmidTable::NONE,
+                leaving: AtomicU64::new(NO_STREAM),
+                driver_vmid: AtomicU16::new(0),
+            },
             driver_events: Mutex::new(DriverEvents::new()),
         }
     }
@@ -136,7 +116,7 @@ impl Smmu {
         let command_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
         let event_base = pages.take_run(0).ok_or(Cause::NoMemory)?;
         self.driver_events.get_mut().place(pages.take_run(0).ok_or(Cause::NoMemory)?);
-        self.vmids = VmidTable::new(p, pages.take_run(VmidTable::ORDER).ok_or(Cause::NoMemory)?);
+        self.readers.vmids = VmidTable::new(p, pages.take_run(VmidTable::ORDER).ok_or(Cause::NoMemory)?);
         // The stream table before the SMMU can read it.
         p.full_barrier();
 
@@ -269,31 +249,20 @@ impl Smmu {
         })
     }
 
-    /// Who reads the events of a stream. They are nobody's when it is attached to a guest, or is leaving it.
-    ///
-    /// Called with the lock of the events. A stream that leaves a guest after its VMID was looked up counts as leaving until that lock was taken once more.
+    /// Who reads the events of a stream: see [`Readers::of`].
     pub(super) fn reader_of<P: Platform>(&self, p: &P, stream: u32) -> Reader {
-        let driver = self.driver_vmid.load(Ordering::Acquire);
-        let reader = match self.vmid(p, stream) {
-            Some(vmid) if self.vmids.is_guest(p, vmid) => Reader::Nobody,
-            Some(vmid) if driver == 0 || vmid != driver && vmid != PARKED_VMID => Reader::Caller,
-            // No stream at all: C_BAD_STREAMID.
-            None if driver == 0 => Reader::Caller,
-            vmid => Reader::Driver { parked: vmid != Some(driver) },
-        };
-        fence(Ordering::Acquire);
-        if self.leaving.load(Ordering::Relaxed) == u64::from(stream) { Reader::Nobody } else { reader }
+        self.readers.of(p, stream, || self.vmid(p, stream))
     }
 
     /// Says that the host's driver has turned the SMMU on, and which VMID its streams have; 0 that it has not.
     pub(crate) fn set_driver_vmid(&self, vmid: u16) {
-        self.driver_vmid.store(vmid, Ordering::Release);
+        self.readers.set_driver_vmid(vmid);
     }
 
     /// Whether the host's driver has turned the SMMU on.
     #[inline]
     pub(crate) fn has_driver(&self) -> bool {
-        self.driver_vmid.load(Ordering::Relaxed) != 0
+        self.readers.has_driver()
     }
 
     /// Turns the wired interrupts of event queue and GERROR on or off.
@@ -311,7 +280,7 @@ impl Smmu {
 
     /// Whose each VMID is.
     pub(crate) const fn vmids(&self) -> &VmidTable {
-        &self.vmids
+        &self.readers.vmids
     }
 
     /// The STE of a stream, `None` if the stream table does not cover it or it is the shared one.
@@ -324,8 +293,7 @@ impl Smmu {
 
     /// Says which stream is leaving a guest, before anything else says so; `None` when its last events were drained.
     pub(crate) fn set_leaving(&self, stream: Option<u32>) {
-        self.leaving.store(stream.map_or(NO_STREAM, u64::from), Ordering::Release);
-        fence(Ordering::SeqCst);
+        self.readers.set_leaving(stream);
     }
 
     /// log2 of the pages that [`Smmu::separate`] needs for the stream, `None` if its STE is its own already.

@@ -13,6 +13,7 @@ pub(crate) mod fake;
 mod global_error;
 #[cfg(feature = "oracle")]
 mod oracle;
+mod readers;
 mod registers;
 mod stream_table;
 #[cfg(test)]
@@ -35,9 +36,9 @@ pub use vmids::{VMID_BITS, VmidOwner};
 
 use crate::platform::Platform;
 use crate::sync::Mutex;
-use device::Reader;
 pub(crate) use device::Smmu;
 use event_queue::EventRing;
+use readers::Reader;
 
 /// The VMID, on every SMMU, of the streams that nobody attached. No domain has it.
 pub const PARKED_VMID: u16 = 1;

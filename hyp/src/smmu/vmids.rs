@@ -45,6 +45,11 @@ impl VmidTable {
         for vmid in 0..VMIDS {
             memory.write_u64(words.offset(vmid * 8), 0);
         }
+        Self::at(words)
+    }
+
+    /// The table that is at `words`.
+    pub const fn at(words: PhysAddr) -> Self {
         Self { words }
     }
 

@@ -19,6 +19,11 @@ mod explored;
 #[cfg(loom)]
 pub use explored::{Mutex, MutexGuard};
 
+/// Words that are read without a lock. The models of `hyp/loom` that include sources of the library have loom's in their place.
+pub(crate) mod atomic {
+    pub(crate) use core::sync::atomic::{AtomicU16, AtomicU64, Ordering, fence};
+}
+
 /// Takes a lock beside others that nobody but the oracle holds together: several of one rank, and the attach lock with that of memory. It takes all
 /// in the order of their ranks, so nobody who holds one of them waits for another that it has.
 #[cfg(all(feature = "oracle", any(target_os = "none", loom)))]
