@@ -1,6 +1,7 @@
 //! Running a model in every order.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
@@ -56,16 +57,23 @@ impl Model {
 
     /// With the mistake the model fails, and says this.
     pub fn finds(self, mistake: Mistake, complaint: &str, preemptions: usize) {
-        let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.try_all(mistake, preemptions))) else {
-            panic!("{mistake:?} was not found");
-        };
-        let said = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-            .unwrap_or_default();
-        assert!(said.contains(complaint), "{mistake:?}: {said}");
+        must_find(mistake, complaint, || {
+            self.try_all(mistake, preemptions);
+        });
     }
+}
+
+/// The model with the mistake fails, and says this.
+pub fn must_find(mistake: impl fmt::Debug, complaint: &str, model: impl FnOnce()) {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(model)) else {
+        panic!("{mistake:?} was not found");
+    };
+    let said = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+        .unwrap_or_default();
+    assert!(said.contains(complaint), "{mistake:?}: {said}");
 }
 
 /// Runs something in every order in which a thread that could go on is stopped so many times at the most: how many there are, and what came of

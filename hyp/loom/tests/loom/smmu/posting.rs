@@ -3,7 +3,6 @@
 //! Each posts a command and a CMD_SYNC, and waits. Then its command was carried out, once, and a CMD_SYNC after it; and it heard of an error if, and only
 //! if, its own command was refused. Then one thing is done wrong at a time, and loom must find a failure.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use smmuv3::command::Command;
@@ -12,6 +11,7 @@ use smmuv3::invalidation::Batch;
 use super::command_queue::{CommandQueue, Condition, OpenQueue, wait};
 use super::machine::{Cpu, Machine, Mistake, QUEUE, REGISTERS, Step};
 use super::registers::Registers;
+use crate::explore::must_find;
 use crate::sync::Mutex;
 
 /// How often a thread that could go on is stopped. With three, two CPUs that post at once pass as well, in ten times the time.
@@ -90,16 +90,7 @@ fn post(mistake: Mistake, log2: u8, refused: Option<u64>, ways: [Way; 2]) {
 
 /// The model with the mistake fails, and says this.
 fn found(mistake: Mistake, complaint: &str, refused: Option<u64>) {
-    let model = || post(mistake, 2, refused, [Way::AtOnce; 2]);
-    let Err(panic) = catch_unwind(AssertUnwindSafe(model)) else {
-        panic!("{mistake:?} was not found");
-    };
-    let said = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_default();
-    assert!(said.contains(complaint), "{mistake:?}: {said}");
+    must_find(mistake, complaint, || post(mistake, 2, refused, [Way::AtOnce; 2]));
 }
 
 #[test]
