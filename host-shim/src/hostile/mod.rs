@@ -17,6 +17,7 @@ mod knowledge;
 pub mod oracle;
 mod outcome;
 mod places;
+mod setting;
 mod step;
 mod tally;
 
@@ -24,5 +25,6 @@ pub use action::Action;
 pub use disturb::disturb;
 pub use knowledge::Knowledge;
 pub use outcome::Outcome;
+pub use setting::{Rules, Setting, Shape};
 pub use step::{Choices, STEP_BYTES, Step, steps};
 pub use tally::{Log, MAX_CPUS, Tally};

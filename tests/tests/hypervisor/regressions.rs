@@ -2,28 +2,21 @@
 
 use std::path::Path;
 
-use host_shim::hostile::{Action, Knowledge, steps};
+use host_shim::hostile::{Knowledge, Setting, steps};
 use tests::bench::{Bench, Shape};
 use tests::model::smmu::config::SmmuConfig;
 use tests::oracle;
 
-/// SMMUs of a recording, by the end of its name: `-s3-c1.steps`, or `-s3-c1-calm-calls.steps` where some steps are left out.
-fn smmus(name: &str) -> usize {
-    let number = name.rsplit_once("-s").and_then(|(_, rest)| rest.split_once("-c"));
-    number
-        .and_then(|(smmus, _)| smmus.parse().ok())
-        .unwrap_or_else(|| panic!("{name} says no number of SMMUs"))
-}
-
-/// Whether a recording's name says this after the machine: its run left steps out, and so does the replay.
-fn has_rule(name: &str, rule: &str) -> bool {
-    let machine_and_rules = name.strip_suffix(".steps").and_then(|name| name.rsplit_once("-s"));
-    machine_and_rules.is_some_and(|(_, end)| end.split('-').any(|word| word == rule))
+fn setting(name: &str) -> Setting {
+    Setting::of_name(name).unwrap_or_else(|| panic!("{name} says no machine"))
 }
 
 #[test]
 fn a_name_says_what_is_left_out() {
-    let rules = |name| (smmus(name), has_rule(name, "calm"), has_rule(name, "calls"));
+    let rules = |name| {
+        let Setting { shape, rules } = setting(name);
+        (shape.smmus, rules.calm, rules.calls)
+    };
     assert_eq!(rules("calls-of-a-calm-s1-host-s3-c1.steps"), (3, false, false));
     assert_eq!(rules("x-s3-c1-calm.steps"), (3, true, false));
     assert_eq!(rules("x-s2-c4-calm-calls.steps"), (2, true, true));
@@ -41,16 +34,12 @@ fn what_was_found_once_is_not_found_again() {
             continue;
         };
         let bytes = std::fs::read(&path).expect("a recording can be read");
-        let bench = Bench::boot(&Shape::of(smmus(name), SmmuConfig::qemu())).expect("the machine boots");
+        let Setting { shape, rules } = setting(name);
+        let shape = Shape::of(shape.smmus.into(), SmmuConfig::qemu());
+        let bench = Bench::boot(&shape).expect("the machine boots");
         let mut known = Knowledge::of(&bench);
         for (n, step) in steps(&bytes).enumerate() {
-            if has_rule(name, "calls") && !Action::is_call(&step) {
-                continue;
-            }
-            let action = Action::of(&step, &known);
-            if has_rule(name, "calm") && action.changes_owners() {
-                continue;
-            }
+            let Some(action) = rules.action(&step, &known) else { continue };
             let (_, finding) = known.act(&bench, &action);
             let judged = finding.map(|finding| finding.as_str().to_owned());
             let found = judged.or_else(|| oracle::check_state(&bench).err());

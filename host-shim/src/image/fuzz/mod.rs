@@ -13,7 +13,7 @@ use super::console::{self, println};
 use super::machine::Machine;
 use super::{cpu, smp};
 use host_shim::host::{Device, Host};
-use host_shim::hostile::{Action, Knowledge, Outcome, STEP_BYTES, Step, Tally, disturb, oracle};
+use host_shim::hostile::{Action, Knowledge, Outcome, Rules, STEP_BYTES, Step, Tally, disturb, oracle};
 use host_shim::text;
 use host_shim::text::Text;
 use measured::Measured;
@@ -42,10 +42,7 @@ struct Options {
     seconds: u64,
     every: u64,
     digest: Option<u64>,
-    /// Without changes of ownership.
-    calm: bool,
-    /// Hypercalls alone.
-    calls: bool,
+    rules: Rules,
 }
 
 impl Options {
@@ -56,8 +53,7 @@ impl Options {
             seconds: u64::MAX,
             every: EVERY,
             digest: None,
-            calm: false,
-            calls: false,
+            rules: Rules::default(),
         };
         for word in words {
             let (name, value) = word.split_once('=').unwrap_or((word, ""));
@@ -68,8 +64,8 @@ impl Options {
                 "seconds" => options.seconds = number.unwrap_or(options.seconds),
                 "every" => options.every = number.unwrap_or(options.every).max(1),
                 "digest" => options.digest = number,
-                "calm" => options.calm = true,
-                "calls" => options.calls = true,
+                "calm" => options.rules.calm = true,
+                "calls" => options.rules.calls = true,
                 _ => {}
             }
         }
@@ -78,15 +74,7 @@ impl Options {
 
     /// Steps from one digest to the next; 0 for none.
     fn digest(&self) -> u64 {
-        self.digest.unwrap_or(if self.calls { DIGEST_EVERY_CALLS } else { DIGEST_EVERY })
-    }
-
-    /// What a step does, unless it is left out.
-    fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
-        if self.calls && !Action::is_call(step) {
-            return None;
-        }
-        Some(Action::of(step, known)).filter(|action| !self.calm || !action.changes_owners())
+        self.digest.unwrap_or(if self.rules.calls { DIGEST_EVERY_CALLS } else { DIGEST_EVERY })
     }
 }
 
@@ -156,10 +144,10 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
     };
     let cpus = 1 + machine.other_cpus().take(smp::MAX_CPUS - 1).count() as u64;
     let in_turns = cpus > 1 && machine.counts_instructions();
-    if options.calls || in_turns {
+    if options.rules.calls || in_turns {
         // QEMU would make the machine's memory map anew each time that a device is given to a guest: decoding is off while BARs are sized.
         // It takes milliseconds, and threads that wait for it end a CPU's turn whenever they like. So what steps do not use does not decode.
-        machine.stop_decoding(|smmu, device| options.calls || !is_kept(smmu, device));
+        machine.stop_decoding(|smmu, device| options.rules.calls || !is_kept(smmu, device));
     }
     if in_turns {
         // By then its threads have done what they do after the changes that were made to the memory map.
@@ -237,7 +225,7 @@ impl Attack<'_> {
 
     /// What a step does, unless it is left out.
     fn action(&self, step: &Step, known: &Knowledge) -> Option<Action> {
-        let action = self.options.action(step, known)?;
+        let action = self.options.rules.action(step, known)?;
         (!self.in_turns || self.is_repeatable(&action)).then_some(action)
     }
 

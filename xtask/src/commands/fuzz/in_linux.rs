@@ -66,13 +66,10 @@ mod tests {
     use super::*;
     use crate::commands::fuzz::Arguments;
 
-    fn typed(text: &str) -> Result<Arguments, String> {
-        Arguments::typed(text)
-    }
-
     #[test]
     fn what_is_typed_is_told_to_linux() {
-        let arguments = typed("--host linux --minutes 3 --seed 7 --steps 50 --cpus 2").expect("options");
+        let arguments =
+            Arguments::typed("--host linux --minutes 3 --seed 7 --steps 50 --cpus 2").expect("options");
         let line = bootargs(&arguments.machine, 7, arguments.minutes);
         assert!(line.ends_with("checks=smmus,fuzz,log fuzz=oracle,seed=7,seconds=180,steps=50"), "{line}");
         assert_eq!((arguments.machine.cpus, arguments.machine.smmus), (2, 3));
@@ -80,9 +77,12 @@ mod tests {
 
     #[test]
     fn the_command_that_is_printed_tells_linux_the_same() {
-        let first = typed("--host linux --minutes 3 --steps 50 --cpus 2 --smmus 1").expect("options");
+        let first =
+            Arguments::typed("--host linux --minutes 3 --steps 50 --cpus 2 --smmus 1").expect("options");
         let command = first.machine.command("--host linux", 7, first.minutes);
-        let again = typed(command.strip_prefix("cargo xtask fuzz ").expect("it is a command of this kind"));
+        let again = Arguments::typed(
+            command.strip_prefix("cargo xtask fuzz ").expect("it is a command of this kind"),
+        );
         let again = again.expect("options");
         let run = |of: &Arguments| {
             let Options { cpus, smmus, .. } = of.machine;
@@ -99,20 +99,22 @@ mod tests {
             ("--calls", "--calls"),
             ("--replay x", "--replay FILE"),
         ] {
-            let arguments = typed(&format!("--host linux {option}")).expect("it is an option");
+            let arguments = Arguments::typed(&format!("--host linux {option}")).expect("it is an option");
             let error = refuse(&arguments.machine).expect_err("it is not Linux's").to_string();
             assert!(error.contains(&format!("cargo xtask fuzz --in-qemu {said}")), "{error}");
         }
-        assert!(refuse(&typed("--host linux --seed 1").expect("options").machine).is_ok());
+        assert!(refuse(&Arguments::typed("--host linux --seed 1").expect("options").machine).is_ok());
     }
 
     #[test]
     fn machines_and_targets_do_not_go_together() {
-        assert!(typed("--host shim --calm").is_ok() && typed("--in-qemu --icount").is_ok());
+        assert!(
+            Arguments::typed("--host shim --calm").is_ok() && Arguments::typed("--in-qemu --icount").is_ok()
+        );
         for text in ["--in-qemu --host linux", "host --host linux", "--jobs 2 --host linux", "--seed 7"] {
-            assert!(typed(text).is_err(), "{text}");
+            assert!(Arguments::typed(text).is_err(), "{text}");
         }
-        let error = typed("--host bsd").expect_err("there is none");
+        let error = Arguments::typed("--host bsd").expect_err("there is none");
         assert!(error.contains("shim, linux"), "{error}");
     }
 }

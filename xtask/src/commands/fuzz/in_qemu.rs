@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use host_shim::hostile::{Rules, Shape};
 
-use super::recording::{Recording, Rules, Shape};
+use super::recording::Recording;
 use super::regressions;
 use super::shrink::shrink;
 use crate::console::Console;
@@ -87,7 +88,7 @@ impl Options {
         let Self { cpus, smmus, .. } = self;
         let steps = self.steps.map_or_else(String::new, |steps| format!(" --steps {steps}"));
         let icount = if self.icount { " --icount" } else { "" };
-        let rules = self.rules().names(" --");
+        let rules = names(self.rules(), " --");
         format!(
             "cargo xtask fuzz {host} --seed {seed} --minutes {minutes}{steps} --cpus {cpus} --smmus {smmus}{icount}{rules}"
         )
@@ -96,8 +97,13 @@ impl Options {
     /// What the host program is told.
     fn bootargs(&self, seed: u64, minutes: u64) -> String {
         let steps = self.steps.map_or_else(String::new, |steps| format!(" steps={steps}"));
-        format!("seed={seed} seconds={}{steps}{}", minutes * 60, self.rules().names(" "))
+        format!("seed={seed} seconds={}{steps}{}", minutes * 60, names(self.rules(), " "))
     }
+}
+
+/// The names of the rules that hold, each after this: options and the host program's words have the same ones.
+fn names(rules: Rules, before: &str) -> String {
+    rules.names().map(|name| format!("{before}{name}")).collect()
 }
 
 /// What runs, and where.
@@ -202,7 +208,7 @@ impl Target {
             bootargs: format!(
                 "every={} digest={digest}{}",
                 (steps / LOOKS).max(1),
-                recording.rules.names(" ")
+                names(recording.rules, " ")
             ),
             recording: Some(recording),
             timeout,

@@ -3,40 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use host_shim::hostile::{STEP_BYTES, Step, steps};
-
-/// The machine that a recording is for. With several CPUs the last one changes memory and takes no steps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// SMMUs.
-    pub smmus: u8,
-    /// CPUs.
-    pub cpus: u8,
-}
-
-impl Shape {
-    /// CPUs that take steps.
-    pub const fn attackers(self) -> u8 {
-        if self.cpus > 1 { self.cpus - 1 } else { 1 }
-    }
-}
-
-/// Which steps are taken: those that others leave out change what the steps after them find.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
-    /// None that change who owns memory.
-    pub calm: bool,
-    /// Hypercalls alone.
-    pub calls: bool,
-}
-
-impl Rules {
-    /// The names of those that hold, each after this: the options, the host program's words and a file's name have the same ones.
-    pub fn names(self, before: &str) -> String {
-        let all = [(self.calm, "calm"), (self.calls, "calls")];
-        all.into_iter().filter(|(holds, _)| *holds).map(|(_, name)| format!("{before}{name}")).collect()
-    }
-}
+use host_shim::hostile::{Rules, STEP_BYTES, Setting, Shape, Step, steps};
 
 /// Steps for a machine, those of its CPUs in turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,9 +24,9 @@ impl Recording {
         Self { shape, rules, steps }
     }
 
-    /// The end of a file's name: `-s3-c1.steps` is for three SMMUs and one CPU, `-s3-c1-calm.steps` besides without changes of owners.
+    /// The end of a file's name.
     pub fn name_end(&self) -> String {
-        format!("-s{}-c{}{}.steps", self.shape.smmus, self.shape.cpus, self.rules.names("-"))
+        Setting { shape: self.shape, rules: self.rules }.to_string()
     }
 
     /// The bytes of a file.
@@ -74,7 +41,7 @@ impl Recording {
     /// It cannot be read, or is no recording.
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let (shape, rules) = setting_of(name).with_context(|| {
+        let Setting { shape, rules } = Setting::of_name(name).with_context(|| {
             format!(
                 "{} does not end in -sN-cN.steps (SMMUs and CPUs), with -calm, -calls or -calm-calls before the dot if it has such rules",
                 path.display()
@@ -86,20 +53,6 @@ impl Recording {
         }
         Ok(Self { shape, rules, steps: steps(&bytes).collect() })
     }
-}
-
-/// What [`Recording::name_end`] says.
-fn setting_of(name: &str) -> Option<(Shape, Rules)> {
-    let (name, calls) = cut(name.strip_suffix(".steps")?, "-calls");
-    let (name, calm) = cut(name, "-calm");
-    let (rest, cpus) = name.rsplit_once("-c")?;
-    let (_, smmus) = rest.rsplit_once("-s")?;
-    Some((Shape { smmus: smmus.parse().ok()?, cpus: cpus.parse().ok()? }, Rules { calm, calls }))
-}
-
-/// A name without this end, and whether it had it.
-fn cut<'a>(name: &'a str, end: &str) -> (&'a str, bool) {
-    name.strip_suffix(end).map_or((name, false), |rest| (rest, true))
 }
 
 #[cfg(test)]
@@ -119,13 +72,13 @@ mod tests {
             assert_eq!(Recording { shape, rules, steps: Vec::new() }.name_end(), end);
             // What a run died of may end in anything.
             for cause in ["some-thing", "x-s1-c1-calm", "-calls"] {
-                assert_eq!(setting_of(&format!("{cause}{end}")), Some((shape, rules)));
+                assert_eq!(Setting::of_name(&format!("{cause}{end}")), Some(Setting { shape, rules }));
             }
         }
         for wrong in
             ["x-s3.steps", "x-s3-c1", "x-calm.steps", "x-s3-c1-quiet.steps", "x-s3-c1-calls-calm.steps"]
         {
-            assert_eq!(setting_of(wrong), None, "{wrong}");
+            assert_eq!(Setting::of_name(wrong), None, "{wrong}");
         }
         assert_eq!([shape.attackers(), Shape { smmus: 1, cpus: 1 }.attackers()], [3, 1]);
     }
