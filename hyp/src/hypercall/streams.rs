@@ -94,8 +94,8 @@ impl<P: Platform> Hypervisor<P> {
         }
         let caches = self.caches();
         let cx = self.context(&caches);
-        let mut held = HeldSet::EMPTY;
-        let hold = &mut |range| self.memory.lock().hold(&cx, range, &mut held);
+        let (mut held, mut spare) = (HeldSet::EMPTY, cx.spare());
+        let hold = &mut |range| self.memory.lock().hold(&cx, range, &mut held, &mut spare);
         let roots = self.root_bridges();
         let attached = match pci::hold_function(&self.platform, machine, roots, function, hold) {
             Ok(()) => self.attach(smmu, stream, domain, how),
@@ -112,7 +112,7 @@ impl<P: Platform> Hypervisor<P> {
             // There is room, see above.
             let _ = streams.push(GuestStream { guest, smmu, stream, held });
         } else {
-            self.memory.lock().release(&cx, &mut held);
+            self.memory.lock().release(&cx, &mut held, &mut spare);
         }
         attached
     }
@@ -151,13 +151,14 @@ impl<P: Platform> Hypervisor<P> {
         let held = place.and_then(|place| streams.get(place)).map(|known| known.held);
         let caches = self.caches();
         let cx = self.context(&caches);
+        let mut spare = cx.spare();
         if let Some(held) = held {
-            self.memory.lock().can_release(&cx, held)?;
+            self.memory.lock().reserve_release(&cx, held, &mut spare)?;
         }
         let has_driver = self.iommu.detach(&self.platform, smmu, stream, &mut self.pages())?;
         if let (Some(place), Some(mut held)) = (place, held) {
             streams.swap_remove(place);
-            self.memory.lock().release(&cx, &mut held);
+            self.memory.lock().release(&cx, &mut held, &mut spare);
         }
         Ok(has_driver)
     }

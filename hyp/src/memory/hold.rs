@@ -2,11 +2,12 @@
 
 use abi::Status;
 use smmuv3::address::PhysRange;
+use smmuv3::gather::Gather;
 
 use super::host_stage2::{MAX_ABSENT, for_each_gap};
-use super::pool::PAGE_LOG2;
-use super::transition::{Kept, Mapping, Reserves, Tables};
-use super::{Context, Failure, HOST_DEVICE, IoCaches, Ownership};
+use super::pool::{PAGE_LOG2, Reserve};
+use super::transition::{Mapping, Reserves, Tables};
+use super::{BreakHost, Context, Failure, HOST_DEVICE, IoCaches, Ownership};
 use crate::list::{Full, List};
 use crate::platform::Platform;
 
@@ -14,6 +15,9 @@ use crate::platform::Platform;
 const MAX_HELD: usize = 256;
 /// The most other ranges that one overlaps, so that giving it back is bounded.
 const MAX_OVERLAPS: usize = 8;
+
+/// What is left of a range without those that overlap it.
+type Gaps = List<PhysRange, { MAX_OVERLAPS + 1 }>;
 
 /// The ranges that one attached stream holds: a bit for each place in the table of held ranges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +113,17 @@ impl Holds {
         Ok(found)
     }
 
+    /// The parts of a range that none of those that overlap it and are `wanted` has, in ascending order.
+    ///
+    /// # Errors
+    /// As [`Self::overlapping`].
+    fn gaps(&self, range: PhysRange, wanted: impl Fn(usize, &Held) -> bool) -> Result<Gaps, Full> {
+        let others = self.overlapping(range, wanted)?;
+        let mut gaps = List::new();
+        for_each_gap(range, || others.iter(), |gap| gaps.push(gap))?;
+        Ok(gaps)
+    }
+
     /// Whether one more range leaves every range with at most [`MAX_OVERLAPS`] that it overlaps.
     fn has_room_at(&self, range: PhysRange) -> bool {
         self.overlapping(range, |_, _| true).is_ok_and(|near| {
@@ -120,21 +135,19 @@ impl Holds {
 }
 
 impl Ownership {
-    fn device_tables(&self) -> Tables {
-        Tables { cpu: Some((self.cpu, HOST_DEVICE)), io: None }
-    }
-
     /// Takes a device range out of the host's stage 2 and adds it to `set`, unless the set has it already. It may
-    /// overlap ranges that are held. When this returns `Ok`, no CPU of the host reaches any byte of it.
+    /// overlap ranges that are held. When this returns `Ok`, no CPU of the host reaches any byte of it. Tables that are
+    /// empty then go to `spare`: they are what giving it back needs.
     ///
     /// # Errors
     /// `Busy` when a byte of it is RAM, is the hypervisor's or is outside the host's address space, or the machine
     /// ends; `NoSpace` when too many ranges are held, or too many overlap; `NoMemory`. Nothing is changed.
-    pub fn hold<P: Platform, I: IoCaches>(
+    pub fn hold<P: Platform, I>(
         &mut self,
         cx: &Context<'_, P, I>,
         range: PhysRange,
         set: &mut HeldSet,
+        spare: &mut Reserve<'_, P>,
     ) -> Result<(), Failure> {
         let page_mask = (1 << PAGE_LOG2) - 1;
         let start = smmuv3::address::PhysAddr(range.start().0 & !page_mask);
@@ -165,100 +178,133 @@ impl Ownership {
             None if !self.holds.has_room_at(range) => return Err(Status::NoSpace.into()),
             None => self.holds.free().ok_or(Status::NoSpace)?,
         };
-        let tables = self.device_tables();
-        // Parts that are held already are not mapped, and are skipped.
-        let mut reserves = Reserves::empty(cx, self.io_order);
-        reserves.take(cx, Some(&tables), None, Mapping::identity(range))?;
-        if let Err(Kept::Restored(failure)) =
-            self.withdraw(cx, &tables, Mapping::identity(range), &mut reserves)
-        {
-            return Err(failure);
-        }
+        self.withdraw_devices(cx, range, spare)?;
         self.holds.put(index, Some(Held { range, users: 1 }));
         set.insert(index);
         Ok(())
     }
 
-    /// How many table pages [`Self::release`] of this set needs now, at most.
+    /// Unmaps a range from the CPUs' stage 2; parts that are held already are not mapped, and are skipped. Tables that are empty go to `spare`.
     ///
     /// # Errors
-    /// `NoMemory` when the pool has less; nothing is changed either way.
-    pub fn can_release<P: Platform, I>(&self, cx: &Context<'_, P, I>, set: HeldSet) -> Result<(), Failure> {
+    /// `NoMemory`; nothing is changed.
+    fn withdraw_devices<P: Platform, I>(
+        &mut self,
+        cx: &Context<'_, P, I>,
+        range: PhysRange,
+        spare: &mut Reserve<'_, P>,
+    ) -> Result<(), Failure> {
+        let p = cx.platform;
+        let mut reserve = cx.spare();
+        let needed = self.cpu.tables_for_unmap(p, range);
+        cx.fill(&mut reserve, needed)?;
+        let (left, mut gather) = (reserve.left(), Gather::new());
+        let unmapped = self.cpu.unmap(p, &mut reserve, &mut BreakHost(p), range, &mut gather);
+        unmapped.map_err(|_| Status::NoMemory)?;
+        self.host_table_pages += (left - reserve.left()) as u64;
+        p.invalidate_host_stage2(range);
+        while let Some(table) = gather.take_freed(p) {
+            spare.push(table);
+            self.host_table_pages = self.host_table_pages.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// Takes the table pages that [`Self::release`] of this set needs now, at most, to `spare`.
+    ///
+    /// # Errors
+    /// `NoMemory` when the pool has less; nothing is changed.
+    pub fn reserve_release<P: Platform, I>(
+        &self,
+        cx: &Context<'_, P, I>,
+        set: HeldSet,
+        spare: &mut Reserve<'_, P>,
+    ) -> Result<(), Failure> {
         // What stays out of the host's stage 2 when the set is released.
         let stays = |index, held: &Held| held.users > u32::from(set.contains(index));
-        let mut needed = 0u64;
+        let mut needed = 0;
         for (_, held) in
             self.holds.held().filter(|(index, held)| set.contains(*index) && !stays(*index, held))
         {
-            let remaining = self.holds.overlapping(held.range, stays).map_err(|_| Status::NoSpace)?;
-            let _ = for_each_gap(
-                held.range,
-                || remaining.iter(),
-                |gap| {
-                    needed += self.cpu.tables_for_map(cx.platform, gap, gap.start()) as u64;
-                    Ok::<(), ()>(())
-                },
-            );
+            let gaps = self.holds.gaps(held.range, stays).map_err(|_| Status::NoSpace)?;
+            needed += self.tables_for(cx.platform, &gaps);
         }
-        if needed <= cx.pool.state().free {
-            return Ok(());
-        }
-        Err(Failure { status: Status::NoMemory, detail: cx.pool.missing(needed) })
+        cx.fill(spare, needed)
     }
 
-    /// Gives the host back what only this set holds, and empties the set. No stream needs it any more.
+    /// Gives the host back what only this set holds, and empties the set. No stream needs it any more. Table pages come from `spare` first.
     ///
-    /// A range for which the pool has not enough table pages stays out of the host's stage 2 as a whole, and is tried
-    /// again at the next release; whether there was none.
-    pub fn release<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, set: &mut HeldSet) -> bool {
+    /// A range for which neither has enough table pages stays out of the host's stage 2 as a whole, and is tried
+    /// again at the next release; whether there was none. With what [`Self::hold`] or [`Self::reserve_release`] has put there it is only one for
+    /// which others, that changed what lies beside it meanwhile, have left no table and no page of the pool.
+    pub fn release<'a, P: Platform, I: IoCaches>(
+        &mut self,
+        cx: &Context<'a, P, I>,
+        set: &mut HeldSet,
+        spare: &mut Reserve<'a, P>,
+    ) -> bool {
         for (index, slot) in (0..self.holds.end).zip(&mut self.holds.held) {
             if let Some(held) = slot.as_mut().filter(|_| set.contains(index)) {
                 held.users = held.users.saturating_sub(1);
             }
         }
-        *set = HeldSet::EMPTY;
-        let mut complete = true;
-        // From the last, so that the table becomes shorter.
-        for index in (0..self.holds.end).rev() {
-            let Some(held) = self.holds.get(index).filter(|held| held.users == 0).copied() else { continue };
-            let done = self.unhold(cx, held.range);
-            if done {
-                self.holds.put(index, None);
+        let own = core::mem::replace(set, HeldSet::EMPTY);
+        // Its own before those that are on their way back for longer, and twice: where some overlap, the first may need a table that all
+        // together do not.
+        for is_own in [true, true, false] {
+            // From the last, so that the table becomes shorter.
+            for index in (0..self.holds.end).rev() {
+                let free = self.holds.get(index).filter(|held| held.users == 0);
+                let Some(held) = free.filter(|_| own.contains(index) == is_own).copied() else { continue };
+                if self.unhold(cx, held.range, spare) {
+                    self.holds.put(index, None);
+                }
             }
-            complete &= done;
         }
-        complete
+        self.holds.held().all(|(_, held)| held.users > 0)
+    }
+
+    /// Tables that mapping these parts in the CPUs' stage 2 needs: one that several of them are mapped in counts once.
+    fn tables_for<P: Platform>(&self, p: &P, gaps: &Gaps) -> usize {
+        let geometry = self.cpu.geometry();
+        let mut needed = 0usize;
+        let mut before: Option<PhysRange> = None;
+        for gap in gaps.iter() {
+            needed += self.cpu.tables_for_map(p, *gap, gap.start());
+            let first = PhysRange::new(gap.start(), 1 << PAGE_LOG2);
+            if let (Some(before), Some(first)) = (before.replace(*gap), first) {
+                // Of the tables on the way to its first page, from the last level up, those that the part before has made.
+                let lacking = self.cpu.tables_for_map(p, first, first.start());
+                let levels = [2, 1, 0].into_iter().take(lacking).map(|level| geometry.level_shift(level));
+                let made = levels.filter(|shift| before.last().0 >> shift == first.start().0 >> shift);
+                needed = needed.saturating_sub(made.count());
+            }
+        }
+        needed
     }
 
     /// Maps what no other held range has of this one, all of it or nothing; whether it did.
-    fn unhold<P: Platform, I: IoCaches>(&mut self, cx: &Context<'_, P, I>, range: PhysRange) -> bool {
-        let tables = self.device_tables();
+    fn unhold<'a, P: Platform, I: IoCaches>(
+        &mut self,
+        cx: &Context<'a, P, I>,
+        range: PhysRange,
+        spare: &mut Reserve<'a, P>,
+    ) -> bool {
         // The other unused ranges are still in the table and count as held, so no part is mapped twice.
-        let Ok(others) = self.holds.overlapping(range, |_, _| true) else { return false };
-        let mut gaps = List::<PhysRange, { MAX_OVERLAPS + 1 }>::new();
-        if for_each_gap(range, || others.iter(), |gap| gaps.push(gap)).is_err() {
-            return false;
-        }
+        let Ok(gaps) = self.holds.gaps(range, |_, _| true) else { return false };
         // The tables of all parts before the first is mapped.
-        let mut reserves: [_; MAX_OVERLAPS + 1] =
-            core::array::from_fn(|_| Reserves::empty(cx, self.io_order));
-        let mut pairs = gaps.iter().zip(&mut reserves);
-        if pairs.any(|(gap, reserve)| reserve.take(cx, None, Some(&tables), Mapping::identity(*gap)).is_err())
-        {
-            return false;
-        }
-        for (done, (gap, reserve)) in gaps.iter().zip(&mut reserves).enumerate() {
-            if self.grant(cx, &tables, Mapping::identity(*gap), reserve) {
-                continue;
-            }
-            for mapped in gaps.iter().take(done) {
+        let needed = self.tables_for(cx.platform, &gaps);
+        let Ok(mut reserves) = Reserves::for_cpu(cx, self.io_order, spare, needed) else { return false };
+        let tables = Tables { cpu: Some((self.cpu, HOST_DEVICE)), io: None };
+        let mut grant = |gap: &&PhysRange| self.grant(cx, &tables, Mapping::identity(**gap), &mut reserves);
+        let mapped = gaps.iter().take_while(&mut grant).count();
+        reserves.give_to(spare);
+        if mapped < gaps.len() {
+            for gap in gaps.iter().take(mapped) {
                 // Without table pages it stays mapped, for the next hold to withdraw.
-                if reserve.take(cx, Some(&tables), None, Mapping::identity(*mapped)).is_ok() {
-                    let _ = self.withdraw(cx, &tables, Mapping::identity(*mapped), reserve);
-                }
+                let _ = self.withdraw_devices(cx, *gap, spare);
             }
-            return false;
         }
-        true
+        mapped == gaps.len()
     }
 }

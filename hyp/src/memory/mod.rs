@@ -28,7 +28,7 @@ use crate::sync::{Guarded, Rank};
 use frame::{FrameRun, FrameTable, Owner, Position, Search};
 pub use hold::HeldSet;
 pub use host_stage2::{Layout, LayoutError};
-use pool::{OutOfPages, Pool};
+use pool::{OutOfPages, Pool, Reserve};
 pub use transition::Change;
 
 /// Why a call failed, and what it changed: nothing, unless it says [`Status::Hardware`], where the old state is
@@ -75,6 +75,25 @@ pub struct Context<'a, P, I> {
     pub pool: &'a Pool,
     /// The SMMUs' caches.
     pub caches: &'a I,
+}
+
+impl<'a, P: Platform, I> Context<'a, P, I> {
+    /// No table pages yet, for what has to come back to the host's stage 2.
+    pub const fn spare(&self) -> Reserve<'a, P> {
+        Reserve::empty(self.platform, self.pool, CPU_ORDER)
+    }
+
+    /// Takes pages from the pool until a reserve of [`Self::spare`] has `count`.
+    ///
+    /// # Errors
+    /// `NoMemory` with the pages that are missing; the reserve is empty then.
+    #[cold]
+    fn fill(&self, reserve: &mut Reserve<'_, P>, count: usize) -> Result<(), Failure> {
+        reserve.take(count).map_err(|_| {
+            reserve.release();
+            Failure { status: Status::NoMemory, detail: self.pool.missing(count as u64).max(1) }
+        })
+    }
 }
 
 /// Break-before-make of the host's stage 2.

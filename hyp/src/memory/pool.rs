@@ -450,11 +450,25 @@ impl<'a, P: Platform> Reserve<'a, P> {
     ) -> Result<(), OutOfPages> {
         while self.len < count {
             let table = take(self.pool, self.platform, self.order)?;
-            self.platform.write_u64(table, self.first);
-            self.first = table.0;
-            self.len += 1;
+            self.push(table);
         }
         Ok(())
+    }
+
+    /// Adds a table, which is the caller's to give, and is as large as the others.
+    pub fn push(&mut self, table: PhysAddr) {
+        self.platform.write_u64(table, self.first);
+        self.first = table.0;
+        self.len += 1;
+    }
+
+    /// Moves tables here from another reserve of the same size until this has `count`, or the other has none.
+    pub fn take_from(&mut self, other: &mut Self, count: usize) {
+        while self.len < count
+            && let Some(table) = other.pop()
+        {
+            self.push(table);
+        }
     }
 
     fn pop(&mut self) -> Option<PhysAddr> {

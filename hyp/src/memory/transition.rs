@@ -11,7 +11,7 @@ use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Attributes, NoBreak, PageTable};
 
 use super::frame::{FrameRun, PageState};
-use super::pool::{Direct, PAGE_LOG2, Reserve};
+use super::pool::{Direct, OutOfPages, PAGE_LOG2, Reserve};
 use super::{BreakHost, CPU_ORDER, Context, Failure, HOST_RAM, IoCaches, Ownership};
 use crate::iommu::{HOST, memory_domain};
 use crate::platform::Platform;
@@ -186,6 +186,30 @@ impl<'a, P: Platform> Reserves<'a, P> {
             let there = cx.pool.state().free.saturating_add(cx.pool.kept());
             Failure { status: Status::NoMemory, detail: needed.saturating_sub(there).max(1) }
         })
+    }
+
+    /// Reserves with `count` tables for the CPUs' stage 2, first from `spare`.
+    ///
+    /// # Errors
+    /// [`OutOfPages`]; what was taken is in `spare`.
+    pub fn for_cpu<I>(
+        cx: &Context<'a, P, I>,
+        io_order: u8,
+        spare: &mut Reserve<'a, P>,
+        count: usize,
+    ) -> Result<Self, OutOfPages> {
+        let mut reserves = Self::empty(cx, io_order);
+        reserves.cpu.take_from(spare, count);
+        let taken = reserves.cpu.take(count);
+        if taken.is_err() {
+            reserves.give_to(spare);
+        }
+        taken.map(|()| reserves)
+    }
+
+    /// Gives what is left for the CPUs' stage 2 to `spare`.
+    pub fn give_to(&mut self, spare: &mut Reserve<'a, P>) {
+        spare.take_from(&mut self.cpu, usize::MAX);
     }
 
     #[cold]

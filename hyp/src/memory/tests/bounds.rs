@@ -45,7 +45,7 @@ fn the_host_reaches_no_root_bus_that_no_smmu_guards() {
         assert_eq!(reached(&world, pmcg), [false; 2]);
         // Nor does it get them back when a stream is detached.
         let mut set = HeldSet::EMPTY;
-        let refused = world.with(|o, cx| o.hold(cx, nodes[1].ecam, &mut set));
+        let refused = world.with(|o, cx| o.hold(cx, nodes[1].ecam, &mut set, &mut cx.spare()));
         assert_eq!(refused, Err(Status::Busy.into()));
     }
 }

@@ -9,6 +9,7 @@
 extern crate std;
 
 mod bounds;
+mod hold;
 pub(crate) mod platform;
 
 use abi::{GuestHandle, Recipient, Status};
@@ -491,101 +492,6 @@ fn free_runs_are_found_whatever_their_order_was() {
     }
     world.ownership.begin_end();
     assert!(world.ownership.is_ending());
-}
-
-#[test]
-fn held_ranges_are_gone_until_the_last_holder_lets_go() {
-    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
-    let tables = world.ownership.host_table_bytes();
-    let bar = range(0x1000_0000, 0x10_0000);
-    let part = range(0x1000_8000, 0x1_0000 - 0x100);
-    let beyond = range(0x100f_0000, 0x2_0000);
-    let (mut one, mut two) = (HeldSet::EMPTY, HeldSet::EMPTY);
-    let reached = |world: &World| {
-        [0x0fff_f000, 0x1000_0000, 0x1000_8000, 0x100f_f000, 0x1010_0000, 0x1011_0000]
-            .map(|address| world.ownership.host_reaches(&world.p, PhysAddr(address)))
-    };
-    world.with(|o, cx| o.hold(cx, bar, &mut one)).unwrap();
-    assert_eq!(reached(&world), [true, false, false, false, true, true]);
-    world.with(|o, cx| o.hold(cx, part, &mut two)).unwrap();
-    world.with(|o, cx| o.hold(cx, beyond, &mut two)).unwrap();
-    world.with(|o, cx| o.hold(cx, bar, &mut one)).unwrap();
-    assert_eq!(reached(&world), [true, false, false, false, false, true]);
-    world.with(|o, cx| o.can_release(cx, one)).unwrap();
-    assert!(world.with(|o, cx| o.release(cx, &mut one)));
-    assert_eq!(reached(&world), [true, true, false, false, false, true]);
-    assert!(world.with(|o, cx| o.release(cx, &mut two)));
-    assert_eq!(reached(&world), [true; 6]);
-    assert_eq!(world.ownership.host_table_bytes(), tables);
-    for kept in [range(RAM, PAGE), range(SMMU, PAGE), range(SMMU - PAGE, 2 * PAGE), range(1 << 40, PAGE)] {
-        assert_eq!(world.with(|o, cx| o.hold(cx, kept, &mut one)), Err(Status::Busy.into()));
-    }
-    assert_eq!(one, HeldSet::EMPTY);
-}
-
-#[test]
-fn a_range_that_cannot_be_given_back_whole_is_not_given_back() {
-    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
-    let tables = world.ownership.host_table_bytes();
-    let (mut one, mut two) = (HeldSet::EMPTY, HeldSet::EMPTY);
-    // A page of the first table stays out and one stays in, so that it is neither free nor full.
-    let whole = range(0x1000_2000, 0x5f_e000);
-    let parts = [range(0x1000_0000, PAGE), range(0x1020_0000, 0x21_0000)];
-    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
-    for part in parts {
-        world.with(|o, cx| o.hold(cx, part, &mut two)).unwrap();
-    }
-    let reached = |world: &World| {
-        [0x1000_0000, 0x1000_2000, 0x101f_f000, 0x1020_0000, 0x1041_0000, 0x105f_f000]
-            .map(|address| world.ownership.host_reaches(&world.p, PhysAddr(address)))
-    };
-    // The first gap needs no table, the second does.
-    let taken: std::vec::Vec<PhysAddr> = core::iter::from_fn(|| world.pool.take(&world.p, 0).ok()).collect();
-    assert_eq!(world.with(|o, cx| o.can_release(cx, one)).unwrap_err().status, Status::NoMemory);
-    assert!(!world.with(|o, cx| o.release(cx, &mut one)));
-    assert_eq!(reached(&world), [false; 6], "all or nothing");
-    // Whatever is mapped of a range that nobody holds is withdrawn when it is held again.
-    world.with(|o, cx| {
-        let tables = Tables { cpu: Some((o.cpu, HOST_DEVICE)), io: None };
-        let mapping = Mapping::identity(range(0x1000_2000, PAGE));
-        assert!(o.grant(cx, &tables, mapping, &mut Reserves::empty(cx, 0)));
-    });
-    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x1000_2000)));
-    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
-    assert_eq!(reached(&world), [false; 6]);
-    assert!(!world.with(|o, cx| o.release(cx, &mut one)));
-    for page in taken {
-        world.pool.give(&world.p, page, 0);
-    }
-    // The next release, whichever, gives it back; it has to be withdrawn again.
-    let mut none = HeldSet::EMPTY;
-    world.with(|o, cx| o.release(cx, &mut none));
-    assert_eq!(reached(&world), [false, true, true, false, true, true]);
-    world.with(|o, cx| o.hold(cx, whole, &mut one)).unwrap();
-    assert_eq!(reached(&world), [false; 6]);
-    assert!(world.with(|o, cx| o.release(cx, &mut one)) && world.with(|o, cx| o.release(cx, &mut two)));
-    assert_eq!(reached(&world), [true; 6]);
-    assert_eq!(world.ownership.host_table_bytes(), tables);
-}
-
-#[test]
-fn few_ranges_overlap_one_and_many_are_held() {
-    let mut world = World::new(Granule::Size4K, Blocks::InPlace);
-    let mut set = HeldSet::EMPTY;
-    let mut hold = |start, size_bytes| world.with(|o, cx| o.hold(cx, range(start, size_bytes), &mut set));
-    hold(0x1000_0000, 0x10_0000).unwrap();
-    for index in 0..8 {
-        hold(0x1000_0000 + index * 0x2000, PAGE).unwrap();
-    }
-    assert_eq!(hold(0x1001_0000, PAGE), Err(Status::NoSpace.into()));
-    hold(0x1000_0000, PAGE).unwrap();
-    for index in 0..256 - 9 {
-        hold(0x1100_0000 + index * PAGE, PAGE).unwrap();
-    }
-    assert_eq!(hold(0x1200_0000, PAGE), Err(Status::NoSpace.into()));
-    assert!(world.with(|o, cx| o.release(cx, &mut set)));
-    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x1000_0000)));
-    assert!(world.ownership.host_reaches(&world.p, PhysAddr(0x110f_6000)));
 }
 
 #[test]
