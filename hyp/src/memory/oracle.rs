@@ -440,7 +440,8 @@ impl Ownership {
         Ok(())
     }
 
-    /// Adds who owns what, and what every table maps. How far a guest is taken apart is no part of it: the step that fails has begun it.
+    /// Adds who owns what, and what every table maps, whatever the sizes of its leaves: a call that fails may leave a table split. How far a guest
+    /// is taken apart is no part of it: the step that fails has begun it.
     pub(crate) fn digest(&self, p: &impl Memory, digest: &mut Digest) {
         for (bank, words) in self.frames.banks() {
             let units = bank.size_bytes() / self.unit_bytes();
@@ -453,12 +454,28 @@ impl Ownership {
             }
         }
         let mut add = |table: &PageTable| {
+            // Addresses that lead to neighbours: where they begin and end, where they lead, and their attributes.
+            let mut last: Option<(u64, u64, u64, u64)> = None;
+            let mut done = |extent: Option<(u64, u64, u64, u64)>| {
+                if let Some((start, end, output, attributes)) = extent {
+                    digest.add_all([start, end, output, attributes]);
+                }
+            };
             let _ = table.inspect(p, &mut |found| {
                 if let Found::Leaf { input, size_bytes, output, attributes } = found {
-                    digest.add_all([input, size_bytes, output.0, attributes.bits()]);
+                    let (end, attributes) = (input + size_bytes, attributes.bits());
+                    match &mut last {
+                        Some((start, until, to, same))
+                            if (*until, *to + (*until - *start), *same) == (input, output.0, attributes) =>
+                        {
+                            *until = end;
+                        }
+                        _ => done(last.replace((input, end, output.0, attributes))),
+                    }
                 }
                 Ok::<(), ()>(())
             });
+            done(last);
         };
         add(&self.cpu);
         add(&self.io);

@@ -1,6 +1,6 @@
 //! Sequences of anything that a hostile host can do, while what is below the hypervisor fails: commands, devices, memory.
 
-use super::host::{TRUSTED, machine};
+use super::host::{MOST_ACCESSES, TRUSTED, machine};
 use crate::bench::Bench;
 use crate::model::smmu::Fault;
 use crate::oracle::{self, Snapshot};
@@ -12,6 +12,8 @@ const BELOW_BYTES: usize = 4;
 /// Half of the time that an SMMU has for its commands, and more than that.
 const LATE_NS: u64 = 250_000_000;
 const TOO_LATE_NS: u64 = 1_000_000_000;
+/// A call waits less long than this: twice the time that an SMMU has, for a batch and for a register.
+const MOST_NS: u64 = 1_000_000_000;
 
 /// What fails while a step is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +122,12 @@ pub fn faults(bytes: &[u8]) {
     }
 }
 
+/// Accesses of EL2 so far, and the time.
+fn spent(bench: &Bench) -> [u64; 2] {
+    let machine = bench.machine();
+    [machine.accesses, machine.now_ns]
+}
+
 /// A step, and what fails.
 struct Failing<'a> {
     bench: &'a Bench,
@@ -132,9 +140,16 @@ impl Failing<'_> {
         let Self { bench, below, action } = self;
         let is_call = matches!(action, Action::Call { .. } | Action::Invalidate { .. });
         let before = if *below == Below::Nothing || !is_call { None } else { Some(Snapshot::take(bench)?) };
+        let [accesses, ns] = spent(bench);
         below.begin(bench);
         let (outcome, finding) = known.act(*bench, action);
+        let [accesses, ns] = [spent(bench)[0] - accesses, spent(bench)[1] - ns];
         let is_met = below.end(bench);
+        // Who waits looks often, and each look takes a while.
+        let looks = ns / bench.machine().register_access_ns;
+        if ns >= MOST_NS || accesses.saturating_sub(looks) >= MOST_ACCESSES {
+            return Err(format!("{accesses} accesses and {ns} ns in one step"));
+        }
         if let Some(finding) = finding {
             return Err(finding.as_str().into());
         }

@@ -7,7 +7,7 @@ use super::leaves::{check_io, check_pages};
 use super::standing::By;
 use super::tags::{Holder, Tags};
 use super::{Configs, View};
-use crate::model::Machine;
+use crate::bench::Bench;
 use crate::model::inspect::Cached;
 use crate::model::smmu::combined::Kind;
 use crate::model::smmu::ste::{Eats, Meaning};
@@ -17,7 +17,7 @@ use crate::model::stage2::walk;
 /// Checks every cache of an SMMU that translates.
 pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) -> Result<(), String> {
     let cached: Vec<Cached> = view.bench.machine().smmus[smmu].cached().collect();
-    check_stage1s(&mut view.bench.machine(), smmu)?;
+    check_vmids(view.bench, smmu)?;
     for entry in cached {
         let checked = match entry.vmid() {
             Some(vmid) => check_tagged(view, &entry, vmid, tags, configs),
@@ -31,23 +31,31 @@ pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) ->
     Ok(())
 }
 
-/// Whether a stream has a stage 1 under each VMID that something of a stage 1 is cached with: else no change of stage 2 would reach it.
-pub(super) fn check_stage1s(machine: &mut Machine, smmu: usize) -> Result<(), String> {
-    let of_stage1 = |entry: &Cached| matches!(entry, Cached::Combined(_) | Cached::Stage1Walk(_));
-    let cached: Vec<Cached> = machine.smmus[smmu].cached().filter(of_stage1).collect();
+/// Whether a stream is translated with each VMID that something is cached with, and has a stage 1 if that is of a stage 1: else no change of stage 2
+/// would reach it.
+pub(super) fn check_vmids(bench: &Bench, smmu: usize) -> Result<(), String> {
+    let mut machine = bench.machine();
+    let cached: Vec<Cached> = machine.smmus[smmu].cached().filter(|entry| entry.vmid().is_some()).collect();
     if cached.is_empty() {
         return Ok(());
     }
-    let streams = machine.smmus[smmu].streams.clone();
-    let meanings = streams.into_iter().filter_map(|stream| machine.meaning_in_memory(smmu, stream));
-    let vmids: Vec<u16> = meanings
-        .filter(|meaning| matches!(meaning, Meaning::Nested { .. }))
-        .filter_map(|meaning| meaning.vmid())
-        .collect();
-    match cached.iter().find(|entry| entry.vmid().is_none_or(|vmid| !vmids.contains(&vmid))) {
-        Some(entry) => Err(format!("caches {entry}, and no stream has a stage 1 with the VMID")),
-        None => Ok(()),
+    // Those that have a device, and those that a call or a driver has without one.
+    let with_device = machine.smmus[smmu].streams.clone();
+    let record = bench.record();
+    let attached = record.streams.keys().filter(|(at, _)| *at == smmu).map(|(_, stream)| *stream);
+    let driven = bench.driven(smmu).streams;
+    let streams = with_device.into_iter().chain(attached).chain(driven.into_keys());
+    let meanings: Vec<Meaning> =
+        streams.filter_map(|stream| machine.meaning_in_memory(smmu, stream)).collect();
+    for entry in cached {
+        let mut of_streams = meanings.iter().filter(|meaning| meaning.vmid() == entry.vmid());
+        let needs_stage1 = matches!(entry, Cached::Combined(_) | Cached::Stage1Walk(_));
+        if !of_streams.any(|meaning| !needs_stage1 || matches!(meaning, Meaning::Nested { .. })) {
+            let what = if needs_stage1 { "has a stage 1 with" } else { "is translated with" };
+            return Err(format!("caches {entry}, and no stream {what} the VMID"));
+        }
     }
+    Ok(())
 }
 
 fn check_tagged(

@@ -3,11 +3,13 @@
 //!
 //! Who owns each page is counted from the calls alone. So an error that changed something is seen, and so is a success that did something else.
 
-use super::caches::check_stage1s;
+use super::caches::check_vmids;
 use super::{HYPERVISOR, Owners, View, check_with};
 use crate::bench::{Bench, IMAGE, POOL, POOL_BYTES};
 use crate::model::stage2::walk;
 use abi::{Function, Status};
+use host_shim::hostile::{Action, Outcome, oracle};
+use smmuv3::address::PhysAddr;
 
 /// Steps between two looks at everything.
 const EVERYTHING_EVERY: u32 = 1000;
@@ -20,6 +22,7 @@ pub struct Incremental {
     seen: u64,
     /// The same before the step that is under way.
     before: u64,
+    /// Since everything was looked at.
     steps: u32,
     /// How often everything was looked at.
     pub looks: u64,
@@ -39,28 +42,34 @@ impl Incremental {
         self.before = bench.machine().memory.clock();
     }
 
-    /// A step has ended; a call, if it was one, with what it answered.
+    /// A step has ended.
     ///
     /// # Errors
     /// What does not agree, in words.
-    pub fn end(&mut self, bench: &Bench, call: Option<(Function, [u64; 4], [u64; 5])>) -> Result<(), String> {
+    pub fn end(&mut self, bench: &Bench, action: &Action, outcome: &Outcome) -> Result<(), String> {
         self.steps += 1;
-        if let Some((function, arguments, answer)) = call {
-            self.after_call(bench, function, arguments, answer)?;
+        if let (Action::Call { arguments, .. }, Outcome::Answered(answer)) = (action, outcome)
+            && let Some(function) = action.function()
+        {
+            self.after_call(bench, function, *arguments, *answer)?;
         }
         if self.steps == EVERYTHING_EVERY {
             return self.look_at_everything(bench);
         }
-        let mut machine = bench.machine();
-        if let Some(text) = machine.violations.all().first() {
-            return Err(format!("violation: {text}"));
-        }
-        for index in 0..machine.smmus.len() {
-            if let Some(needless) = machine.smmus[index].needless.first() {
-                return Err(format!("SMMU {index}: needless {needless}"));
-            }
-            if machine.smmus[index].translating() {
-                check_stage1s(&mut machine, index).map_err(|text| format!("SMMU {index}: {text}"))?;
+        self.ask_hypervisor(bench, action)?;
+        for index in 0..bench.devices.len() {
+            let translates = {
+                let machine = bench.machine();
+                if let Some(text) = machine.violations.all().first() {
+                    return Err(format!("violation: {text}"));
+                }
+                if let Some(needless) = machine.smmus[index].needless.first() {
+                    return Err(format!("SMMU {index}: needless {needless}"));
+                }
+                machine.smmus[index].translating()
+            };
+            if translates {
+                check_vmids(bench, index).map_err(|text| format!("SMMU {index}: {text}"))?;
             }
         }
         Ok(())
@@ -72,6 +81,18 @@ impl Incremental {
     /// As [`Incremental::end`].
     pub fn finish(&mut self, bench: &Bench) -> Result<(), String> {
         if bench.machine().memory.clock() == self.seen { Ok(()) } else { self.look_at_everything(bench) }
+    }
+
+    /// What the hypervisor's own oracle finds in what the step was about: the page, the stream's STE, and the pool's counts.
+    fn ask_hypervisor(&self, bench: &Bench, action: &Action) -> Result<(), String> {
+        let (page, smmu, stream) = oracle::concerns(action, u64::from(self.steps));
+        let devices = bench.devices.get(smmu);
+        let stream = stream.or_else(|| {
+            let devices = devices?;
+            devices.get(self.steps as usize % devices.len()).map(|device| device.stream)
+        });
+        let checked = bench.hypervisor.oracle().check_step(page.map(PhysAddr), smmu, stream.unwrap_or(0));
+        checked.map_err(|finding| format!("the hypervisor's own oracle: {finding}"))
     }
 
     fn look_at_everything(&mut self, bench: &Bench) -> Result<(), String> {

@@ -2,7 +2,7 @@
 
 use super::Owners;
 use crate::bench::{Bench, SCRATCH};
-use crate::model::smmu::ste::Meaning;
+use crate::model::smmu::ste::{Eats, Meaning};
 use crate::model::stage2::{Leaf, all_leaves};
 use abi::{Function, Statistic};
 use std::collections::BTreeMap;
@@ -18,12 +18,18 @@ pub struct Snapshot {
     streams: BTreeMap<(usize, u32), Option<[u64; 4]>>,
     /// Domains, vSMMUs and their streams, as calls have made them, and guests.
     objects: String,
+    /// Of all that the hypervisor has, by itself: what nobody asked for and nobody knows of is in it.
+    digest: u64,
     /// What the STE of each stream with a device means, and what its stage-2 table maps.
     tables: BTreeMap<(usize, u32), (Option<Meaning>, Vec<Extent>)>,
+    /// Whether those streams have ATS.
+    ats: BTreeMap<(usize, u32), Eats>,
     /// What the CPUs' stage 2 maps.
     cpu: Vec<Extent>,
     /// Where a read of each device gets to, for some addresses.
     reached: Vec<Option<u64>>,
+    /// SMMUs that failed for good.
+    dead: u64,
     /// Free pages of the pool.
     pub free_pages: u64,
 }
@@ -74,9 +80,12 @@ impl Snapshot {
             streams.insert((smmu, stream), said);
         }
         let mut tables = BTreeMap::new();
+        let mut ats = BTreeMap::new();
         let mut reached = Vec::new();
         for (smmu, stream) in with_device {
-            let meaning = bench.machine().meaning_in_memory(smmu, stream);
+            let decoded = bench.machine().decoded_in_memory(smmu, stream);
+            ats.extend(decoded.as_ref().map(|decoded| ((smmu, stream), decoded.eats)));
+            let meaning = decoded.map(|decoded| decoded.meaning);
             let config = meaning.and_then(|meaning| meaning.stage2());
             let mapped = config.map(|config| extents(&all_leaves(&bench.machine().memory, &config)));
             tables.insert((smmu, stream), (meaning, mapped.unwrap_or_default()));
@@ -94,9 +103,12 @@ impl Snapshot {
             tags: smmus.map(|smmu| bench.tags(smmu)).collect(),
             streams,
             objects: format!("{:x?} {:x?} {:x?}", record.guests, record.domains, record.vsmmus),
+            digest: bench.hypervisor.oracle().digest(),
             tables,
+            ats,
             cpu,
             reached,
+            dead: bench.statistic(Statistic::DeadSmmus),
             free_pages: bench.call(Function::PoolState, [0; 4]).map_or(0, |[free, ..]| free),
         })
     }
@@ -117,6 +129,8 @@ impl Snapshot {
             format!(": {:x?}, {:x?}", self.streams, other.streams),
         );
         compare("objects", self.objects == other.objects, format!(": {}, {}", self.objects, other.objects));
+        compare("what the hypervisor has", self.digest == other.digest, String::new());
+        compare("ATS", self.ats == other.ats, format!(": {:?}, {:?}", self.ats, other.ats));
         compare("tables of devices", self.tables == other.tables, String::new());
         compare("stage 2 of the CPUs", self.cpu == other.cpu, String::new());
         compare("what devices reach", self.reached == other.reached, String::new());
@@ -126,16 +140,23 @@ impl Snapshot {
     }
 
     /// What a call that failed with hardware or memory below it did not leave as it was, and how many pages it left to nobody. A level-2 stream
-    /// table that is new, and tables that stay split, do not count.
+    /// table that is new, and tables that stay split, do not count; nor does ATS that is off now, because a device did not answer.
     ///
     /// # Errors
     /// What cannot be asked, or a page that somebody else has.
     pub fn unrestored(&self, bench: &Bench) -> Result<(u64, Vec<String>), String> {
-        let after = Self::take(bench)?;
+        let mut after = Self::take(bench)?;
         let lost = self.owners.lost(&after.owners)?;
+        for (stream, eats) in &mut after.ats {
+            if *eats == Eats::Off && self.ats.get(stream).is_some_and(|before| before != eats) {
+                // All the rest of what the hypervisor has is compared one by one.
+                after.digest = self.digest;
+                *eats = self.ats[stream];
+            }
+        }
         let mut differences = self.differences(&after);
-        if lost > 0 || bench.statistic(Statistic::DeadSmmus) > 0 {
-            // Quarantined pages are in no table. A dead SMMU translates nothing.
+        if lost > 0 || after.dead != self.dead {
+            // Quarantined pages are in no table. An SMMU that is dead now translates nothing any more.
             differences
                 .retain(|text| ["streams", "VMIDs", "objects"].iter().any(|what| text.starts_with(what)));
         }
