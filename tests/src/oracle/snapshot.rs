@@ -149,7 +149,7 @@ impl Snapshot {
         let lost = self.owners.lost(&after.owners)?;
         for (stream, eats) in &mut after.ats {
             if *eats == Eats::Off && self.ats.get(stream).is_some_and(|before| before != eats) {
-                // All the rest of what the hypervisor has is compared one by one.
+                // ATS is in the digest, so what that alone shows is not compared: all the rest is.
                 after.digest = self.digest;
                 *eats = self.ats[stream];
             }
