@@ -129,9 +129,9 @@ impl Ownership {
                 let needed = (table.tables_for_map(p, *doorbell, start) as u64) << self.io_order;
                 // No walker has seen the table.
                 table.free_all(p, &mut pages);
-                let missing = cx.pool.missing(needed).max(1);
+                let failure = cx.no_memory(needed);
                 cx.pool.give(p, root, root_order);
-                return Err(Failure { status: Status::NoMemory, detail: missing });
+                return Err(failure);
             }
         }
         self.guest_table_pages += (pages.taken << self.io_order) + (1 << root_order);

@@ -6,8 +6,8 @@ use smmuv3::gather::Gather;
 
 use super::host_stage2::{MAX_ABSENT, for_each_gap};
 use super::pool::{PAGE_LOG2, Reserve};
-use super::transition::{Mapping, Reserves, Tables};
-use super::{BreakHost, Context, Failure, HOST_DEVICE, IoCaches, Ownership};
+use super::transition::Mapping;
+use super::{Context, Failure, HOST_DEVICE, Ownership};
 use crate::list::{Full, List};
 use crate::platform::Platform;
 
@@ -198,10 +198,10 @@ impl Ownership {
         let mut reserve = cx.spare();
         let needed = self.cpu.tables_for_unmap(p, range);
         cx.fill(&mut reserve, needed)?;
-        let (left, mut gather) = (reserve.left(), Gather::new());
-        let unmapped = self.cpu.unmap(p, &mut reserve, &mut BreakHost(p), range, &mut gather);
-        unmapped.map_err(|_| Status::NoMemory)?;
-        self.host_table_pages += (left - reserve.left()) as u64;
+        let (cpu, mut gather) = (self.cpu, Gather::new());
+        if !self.unmap_for_cpus(p, &cpu, range, &mut reserve, &mut gather) {
+            return Err(Status::NoMemory.into());
+        }
         p.invalidate_host_stage2(range);
         while let Some(table) = gather.take_freed(p) {
             spare.push(table);
@@ -237,11 +237,11 @@ impl Ownership {
     /// A range for which neither has enough table pages stays out of the host's stage 2 as a whole, and is tried
     /// again at the next release; whether there was none. With what [`Self::hold`] or [`Self::reserve_release`] has put there it is only one for
     /// which others, that changed what lies beside it meanwhile, have left no table and no page of the pool.
-    pub fn release<'a, P: Platform, I: IoCaches>(
+    pub fn release<P: Platform, I>(
         &mut self,
-        cx: &Context<'a, P, I>,
+        cx: &Context<'_, P, I>,
         set: &mut HeldSet,
-        spare: &mut Reserve<'a, P>,
+        spare: &mut Reserve<'_, P>,
     ) -> bool {
         for (index, slot) in (0..self.holds.end).zip(&mut self.holds.held) {
             if let Some(held) = slot.as_mut().filter(|_| set.contains(index)) {
@@ -249,9 +249,8 @@ impl Ownership {
             }
         }
         let own = core::mem::replace(set, HeldSet::EMPTY);
-        // Its own before those that are on their way back for longer, and twice: where some overlap, the first may need a table that all
-        // together do not.
-        for is_own in [true, true, false] {
+        // Its own before those that are on their way back for longer.
+        for is_own in [true, false] {
             // From the last, so that the table becomes shorter.
             for index in (0..self.holds.end).rev() {
                 let free = self.holds.get(index).filter(|held| held.users == 0);
@@ -284,21 +283,23 @@ impl Ownership {
     }
 
     /// Maps what no other held range has of this one, all of it or nothing; whether it did.
-    fn unhold<'a, P: Platform, I: IoCaches>(
+    fn unhold<P: Platform, I>(
         &mut self,
-        cx: &Context<'a, P, I>,
+        cx: &Context<'_, P, I>,
         range: PhysRange,
-        spare: &mut Reserve<'a, P>,
+        spare: &mut Reserve<'_, P>,
     ) -> bool {
         // The other unused ranges are still in the table and count as held, so no part is mapped twice.
         let Ok(gaps) = self.holds.gaps(range, |_, _| true) else { return false };
         // The tables of all parts before the first is mapped.
-        let needed = self.tables_for(cx.platform, &gaps);
-        let Ok(mut reserves) = Reserves::for_cpu(cx, self.io_order, spare, needed) else { return false };
-        let tables = Tables { cpu: Some((self.cpu, HOST_DEVICE)), io: None };
-        let mut grant = |gap: &&PhysRange| self.grant(cx, &tables, Mapping::identity(**gap), &mut reserves);
-        let mapped = gaps.iter().take_while(&mut grant).count();
-        reserves.give_to(spare);
+        if spare.take(self.tables_for(cx.platform, &gaps)).is_err() {
+            return false;
+        }
+        let cpu = self.cpu;
+        let mut map = |gap: &&PhysRange| {
+            self.map_for_cpus(cx.platform, &cpu, Mapping::identity(**gap), HOST_DEVICE, spare)
+        };
+        let mapped = gaps.iter().take_while(&mut map).count();
         if mapped < gaps.len() {
             for gap in gaps.iter().take(mapped) {
                 // Without table pages it stays mapped, for the next hold to withdraw.

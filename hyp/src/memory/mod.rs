@@ -91,8 +91,13 @@ impl<'a, P: Platform, I> Context<'a, P, I> {
     fn fill(&self, reserve: &mut Reserve<'_, P>, count: usize) -> Result<(), Failure> {
         reserve.take(count).map_err(|_| {
             reserve.release();
-            Failure { status: Status::NoMemory, detail: self.pool.missing(count as u64).max(1) }
+            self.no_memory(count as u64)
         })
+    }
+
+    /// `NoMemory`, of one who needs so many pages.
+    fn no_memory(&self, needed: u64) -> Failure {
+        Failure { status: Status::NoMemory, detail: self.pool.missing(needed).max(1) }
     }
 }
 

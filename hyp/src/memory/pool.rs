@@ -462,15 +462,6 @@ impl<'a, P: Platform> Reserve<'a, P> {
         self.len += 1;
     }
 
-    /// Moves tables here from another reserve of the same size until this has `count`, or the other has none.
-    pub fn take_from(&mut self, other: &mut Self, count: usize) {
-        while self.len < count
-            && let Some(table) = other.pop()
-        {
-            self.push(table);
-        }
-    }
-
     fn pop(&mut self) -> Option<PhysAddr> {
         self.len = self.len.checked_sub(1)?;
         let table = PhysAddr(self.first);

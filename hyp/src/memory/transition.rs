@@ -11,7 +11,7 @@ use smmuv3::invalidation::DomainIndex;
 use smmuv3::pgtable::{Attributes, NoBreak, PageTable};
 
 use super::frame::{FrameRun, PageState};
-use super::pool::{Direct, OutOfPages, PAGE_LOG2, Reserve};
+use super::pool::{Direct, PAGE_LOG2, Reserve};
 use super::{BreakHost, CPU_ORDER, Context, Failure, HOST_RAM, IoCaches, Ownership};
 use crate::iommu::{HOST, memory_domain};
 use crate::platform::Platform;
@@ -188,38 +188,13 @@ impl<'a, P: Platform> Reserves<'a, P> {
         })
     }
 
-    /// Reserves with `count` tables for the CPUs' stage 2, first from `spare`.
-    ///
-    /// # Errors
-    /// [`OutOfPages`]; what was taken is in `spare`.
-    pub fn for_cpu<I>(
-        cx: &Context<'a, P, I>,
-        io_order: u8,
-        spare: &mut Reserve<'a, P>,
-        count: usize,
-    ) -> Result<Self, OutOfPages> {
-        let mut reserves = Self::empty(cx, io_order);
-        reserves.cpu.take_from(spare, count);
-        let taken = reserves.cpu.take(count);
-        if taken.is_err() {
-            reserves.give_to(spare);
-        }
-        taken.map(|()| reserves)
-    }
-
-    /// Gives what is left for the CPUs' stage 2 to `spare`.
-    pub fn give_to(&mut self, spare: &mut Reserve<'a, P>) {
-        spare.take_from(&mut self.cpu, usize::MAX);
-    }
-
     #[cold]
     fn take_count<I>(&mut self, cx: &Context<'a, P, I>, cpu: usize, io: usize) -> Result<(), Failure> {
         let taken = self.cpu.take(cpu).and_then(|()| self.io.take(io));
         taken.map_err(|_| {
             self.release();
             let needed = ((cpu as u64) << CPU_ORDER) + ((io as u64) << self.io_order);
-            let detail = cx.pool.missing(needed).max(1);
-            Failure { status: Status::NoMemory, detail }
+            cx.no_memory(needed)
         })
     }
 }
@@ -337,12 +312,10 @@ impl Ownership {
         let p = cx.platform;
         let range = mapping.input;
         let mut cpu_gather = Gather::new();
-        if let Some((cpu, _)) = &tables.cpu {
-            let left = reserves.cpu.left();
-            if cpu.unmap(p, &mut reserves.cpu, &mut BreakHost(p), range, &mut cpu_gather).is_err() {
-                return Err(Kept::Restored(Status::NoMemory.into()));
-            }
-            self.host_table_pages += (left - reserves.cpu.left()) as u64;
+        if let Some((cpu, _)) = &tables.cpu
+            && !self.unmap_for_cpus(p, cpu, range, &mut reserves.cpu, &mut cpu_gather)
+        {
+            return Err(Kept::Restored(Status::NoMemory.into()));
         }
         let mut gather = Gather::new();
         let mut cleared = true;
@@ -380,16 +353,10 @@ impl Ownership {
     ) -> bool {
         let p = cx.platform;
         let Mapping { input: range, output } = mapping;
-        if let Some((cpu, attributes)) = &tables.cpu {
-            let mut gather = Gather::new();
-            let left = reserves.cpu.left();
-            let given = reserves.cpu.given;
-            let pages = &mut reserves.cpu;
-            if cpu.map(p, pages, &mut BreakHost(p), range, output, *attributes, true, &mut gather).is_err() {
-                return false;
-            }
-            self.host_table_pages += (left - reserves.cpu.left()) as u64;
-            self.host_table_pages = self.host_table_pages.saturating_sub(reserves.cpu.given - given);
+        if let Some((cpu, attributes)) = &tables.cpu
+            && !self.map_for_cpus(p, cpu, mapping, *attributes, &mut reserves.cpu)
+        {
+            return false;
         }
         if let Some((io, domain)) = &tables.io {
             let mut gather = Gather::new();
@@ -555,6 +522,46 @@ impl Ownership {
         cx.platform.invalidate_host_stage2(range);
         self.give_freed(cx, CPU_ORDER, HOST, &mut gather);
         unmapped
+    }
+
+    /// Unmaps a range in a stage 2 of CPUs, whose TLBs know it still, and counts tables for splits; `false`, and then nothing has changed, if the
+    /// reserve has too few.
+    #[inline]
+    pub(super) fn unmap_for_cpus<P: Platform>(
+        &mut self,
+        p: &P,
+        cpu: &PageTable,
+        range: PhysRange,
+        reserve: &mut Reserve<'_, P>,
+        gather: &mut Gather,
+    ) -> bool {
+        let left = reserve.left();
+        if cpu.unmap(p, reserve, &mut BreakHost(p), range, gather).is_err() {
+            return false;
+        }
+        self.host_table_pages += (left - reserve.left()) as u64;
+        true
+    }
+
+    /// Makes a mapping in a stage 2 of CPUs that has no part of it, and counts tables that are new, and those that a join gave back; `false`, and
+    /// then nothing has changed, when a table did not allow it.
+    #[inline]
+    pub(super) fn map_for_cpus<P: Platform>(
+        &mut self,
+        p: &P,
+        cpu: &PageTable,
+        Mapping { input, output }: Mapping,
+        attributes: Attributes,
+        reserve: &mut Reserve<'_, P>,
+    ) -> bool {
+        let (left, given) = (reserve.left(), reserve.given);
+        let mut gather = Gather::new();
+        if cpu.map(p, reserve, &mut BreakHost(p), input, output, attributes, true, &mut gather).is_err() {
+            return false;
+        }
+        self.host_table_pages += (left - reserve.left()) as u64;
+        self.host_table_pages = self.host_table_pages.saturating_sub(reserve.given - given);
+        true
     }
 
     /// Gives the tables back that no cache holds any more.
