@@ -32,9 +32,12 @@ pub(super) fn check(view: &View, smmu: usize, tags: &Tags, configs: &Configs) ->
 }
 
 /// Whether a stream is translated with each VMID that something is cached with, and has a stage 1 if that is of a stage 1: else no change of stage 2
-/// would reach it.
+/// would reach it. An SMMU that translates nothing uses nothing that it caches.
 pub(super) fn check_vmids(bench: &Bench, smmu: usize) -> Result<(), String> {
     let mut machine = bench.machine();
+    if !machine.smmus[smmu].translating() {
+        return Ok(());
+    }
     let cached: Vec<Cached> = machine.smmus[smmu].cached().filter(|entry| entry.vmid().is_some()).collect();
     if cached.is_empty() {
         return Ok(());

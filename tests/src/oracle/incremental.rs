@@ -57,22 +57,15 @@ impl Incremental {
             return self.look_at_everything(bench);
         }
         self.ask_hypervisor(bench, action)?;
-        for index in 0..bench.devices.len() {
-            let translates = {
-                let machine = bench.machine();
-                if let Some(text) = machine.violations.all().first() {
-                    return Err(format!("violation: {text}"));
-                }
-                if let Some(needless) = machine.smmus[index].needless.first() {
-                    return Err(format!("SMMU {index}: needless {needless}"));
-                }
-                machine.smmus[index].translating()
-            };
-            if translates {
-                check_vmids(bench, index).map_err(|text| format!("SMMU {index}: {text}"))?;
-            }
+        if let Some(text) = bench.machine().violations.all().first() {
+            return Err(format!("violation: {text}"));
         }
-        Ok(())
+        (0..bench.devices.len()).try_for_each(|index| {
+            let needless =
+                bench.machine().smmus[index].needless.first().map(|text| format!("needless {text}"));
+            let checked = needless.map_or_else(|| check_vmids(bench, index), Err);
+            checked.map_err(|text| format!("SMMU {index}: {text}"))
+        })
     }
 
     /// All steps are done.
