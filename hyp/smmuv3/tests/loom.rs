@@ -12,14 +12,16 @@
 //! Loom explores schedules and stale values, but no loads that are satisfied by later stores. Then one barrier, or one step of
 //! the order, is left out at a time, and loom must find a failure: each is needed, and the models can see it.
 
+mod must_find;
+
 use std::cell::Cell as Local;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Mutex;
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
+use must_find::must_find;
 use smmuv3::address::PhysAddr;
 use smmuv3::command::Command;
 use smmuv3::gather::Gather;
@@ -458,17 +460,8 @@ fn readers_beside(
     }
 }
 
-/// The model with the mistake fails, and says this.
 fn found(mistake: Mistake, complaint: &str, model: fn(Mistake)) {
-    let Err(panic) = catch_unwind(AssertUnwindSafe(|| model(mistake))) else {
-        panic!("{mistake:?} was not found");
-    };
-    let said = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_default();
-    assert!(said.contains(complaint), "{mistake:?}: {said}");
+    must_find(mistake, complaint, || model(mistake));
 }
 
 /// The first stream of a domain, beside a walk.

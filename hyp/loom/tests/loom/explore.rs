@@ -1,12 +1,11 @@
 //! Running a model in every order.
 
 use std::collections::BTreeSet;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use crate::bus::number_thread;
 use crate::mistake::Mistake;
+use crate::must_find::must_find;
 use crate::world::World;
 
 /// Words of stack: to boot on, and for what calls EL2.
@@ -61,19 +60,6 @@ impl Model {
             self.try_all(mistake, preemptions);
         });
     }
-}
-
-/// The model with the mistake fails, and says this.
-pub fn must_find(mistake: impl fmt::Debug, complaint: &str, model: impl FnOnce()) {
-    let Err(panic) = catch_unwind(AssertUnwindSafe(model)) else {
-        panic!("{mistake:?} was not found");
-    };
-    let said = panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
-        .unwrap_or_default();
-    assert!(said.contains(complaint), "{mistake:?}: {said}");
 }
 
 /// Runs something in every order in which a thread that could go on is stopped so many times at the most: how many there are, and what came of

@@ -10,6 +10,8 @@ mod emulation;
 mod explore;
 mod look;
 mod mistake;
+#[path = "../../../smmuv3/tests/must_find/mod.rs"]
+mod must_find;
 mod ownership;
 mod pairs;
 mod tags;

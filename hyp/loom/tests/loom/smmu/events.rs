@@ -15,7 +15,7 @@ use smmuv3::memory::Memory;
 use super::PARKED_VMID;
 use super::readers::{NO_STREAM, Reader, Readers};
 use super::vmids::{VmidOwner, VmidTable};
-use crate::explore::must_find;
+use crate::must_find::must_find;
 
 const STREAM: u32 = 8;
 /// VMIDs of two domains of the guest's, and of the host's driver.

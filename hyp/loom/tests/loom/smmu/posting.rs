@@ -11,7 +11,7 @@ use smmuv3::invalidation::Batch;
 use super::command_queue::{CommandQueue, Condition, OpenQueue, wait};
 use super::machine::{Cpu, Machine, Mistake, QUEUE, REGISTERS, Step};
 use super::registers::Registers;
-use crate::explore::must_find;
+use crate::must_find::must_find;
 use crate::sync::Mutex;
 
 /// How often a thread that could go on is stopped. With three, two CPUs that post at once pass as well, in ten times the time.
