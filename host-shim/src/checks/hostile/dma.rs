@@ -83,8 +83,10 @@ fn attack<H: Host>(host: &H) -> Outcome {
     }
     let [landed, faulted, racing] =
         [&arena.landed, &arena.faulted, &arena.racing].map(|count| count.load(Ordering::Relaxed));
-    if landed == 0 || faulted == 0 {
-        fail!("{landed} DMA writes landed and {faulted} faulted: the devices were not in time for either");
+    if landed == 0 || faulted == 0 || racing == 0 {
+        fail!(
+            "{landed} DMA writes landed, {faulted} faulted and {racing} raced with a call: not all of it was tried"
+        );
     }
     detach_all(host)?;
     drain(host)?;
