@@ -33,15 +33,38 @@ impl Counter {
     }
 }
 
+/// How the calls of one function ended.
+struct OfFunction {
+    calls: Counter,
+    ticks: Counter,
+    statuses: [Counter; Status::ALL.len()],
+}
+
+impl OfFunction {
+    const fn new() -> Self {
+        Self {
+            calls: Counter::new(),
+            ticks: Counter::new(),
+            statuses: [const { Counter::new() }; Status::ALL.len()],
+        }
+    }
+
+    fn count(&self, code: u64, ticks: u64) {
+        self.calls.add(1);
+        self.ticks.add(ticks);
+        if let Some(counter) = Status::from_register(code).and_then(|s| self.statuses.get(s.place())) {
+            counter.add(1);
+        }
+    }
+}
+
 /// What one CPU did. It has cache lines of its own.
 #[repr(align(64))]
 struct OfCpu {
     steps: Counter,
     ticks: Counter,
-    calls: Counter,
-    statuses: [Counter; Status::ALL.len()],
-    /// Calls of each function of the table, those that succeeded, and the time that all took.
-    functions: [[Counter; 3]; TABLE.len()],
+    /// Calls of each function of the table, and then those of no function.
+    functions: [OfFunction; TABLE.len() + 1],
     accesses: Counter,
     transfers: Counter,
     /// Transfers that are known to have reached memory.
@@ -54,9 +77,7 @@ impl OfCpu {
         Self {
             steps: Counter::new(),
             ticks: Counter::new(),
-            calls: Counter::new(),
-            statuses: [const { Counter::new() }; Status::ALL.len()],
-            functions: [const { [const { Counter::new() }; 3] }; TABLE.len()],
+            functions: [const { OfFunction::new() }; TABLE.len() + 1],
             accesses: Counter::new(),
             transfers: Counter::new(),
             landed: Counter::new(),
@@ -96,15 +117,9 @@ impl Tally {
         of.ticks.add(ticks);
         match outcome {
             Outcome::Answered([code, ..]) => {
-                of.calls.add(1);
-                if let Some(counter) = Status::from_register(*code).and_then(|s| of.statuses.get(s.place())) {
-                    counter.add(1);
-                }
-                let function = action.function().and_then(|function| of.functions.get(Call::place(function)));
-                if let Some([made, succeeded, took]) = function {
-                    made.add(1);
-                    succeeded.add((*code == Status::Success.to_register()).into());
-                    took.add(ticks);
+                let place = action.function().map_or(TABLE.len(), Call::place);
+                if let Some(function) = of.functions.get(place).or(of.functions.last()) {
+                    function.count(*code, ticks);
                 }
             }
             Outcome::Dma(dma) => {
@@ -121,6 +136,14 @@ impl Tally {
         self.0.iter().map(|of| counter(of).get()).sum()
     }
 
+    fn functions(&self) -> impl Iterator<Item = &OfFunction> + Clone {
+        self.0.iter().flat_map(|of| &of.functions)
+    }
+
+    fn calls(&self) -> u64 {
+        self.functions().map(|function| function.calls.get()).sum()
+    }
+
     fn rate(count: u64, ns: u64) -> u64 {
         (u128::from(count) * 1_000_000_000 / u128::from(ns.max(1))) as u64
     }
@@ -129,7 +152,7 @@ impl Tally {
     pub fn progress(&self, attackers: u64, ns: u64, log: Log<'_>) {
         let steps = self.sum(|of| &of.steps);
         let most = self.0.iter().map(|of| of.steps.get()).max().unwrap_or(0);
-        let calls = Self::rate(self.sum(|of| &of.calls), ns);
+        let calls = Self::rate(self.calls(), ns);
         log(format_args!("fuzz: {steps} steps, {most} of one of {attackers} CPUs, {calls} calls/s"));
     }
 
@@ -137,23 +160,10 @@ impl Tally {
     pub fn summary(&self, attackers: u64, ns: u64, unit: &str, log: Log<'_>) {
         self.progress(attackers, ns, log);
         for (n, call) in TABLE.iter().enumerate() {
-            let of = |which: usize| {
-                let counters = self.0.iter().filter_map(|of| of.functions.get(n)?.get(which));
-                counters.map(Counter::get).sum::<u64>()
-            };
-            let [made, succeeded, took] = [0, 1, 2].map(of);
-            log(format_args!(
-                "fuzz: {}: {succeeded} of {made} calls succeeded, {} {unit} each",
-                call.name,
-                took.checked_div(made).unwrap_or(0)
-            ));
+            Answers(self.0.iter().filter_map(|of| of.functions.get(n))).log(call.name, unit, log);
         }
-        for (n, status) in Status::ALL.iter().enumerate() {
-            let count: u64 = self.0.iter().filter_map(|of| of.statuses.get(n)).map(Counter::get).sum();
-            if count != 0 {
-                log(format_args!("fuzz: {count} calls answered {status:?}"));
-            }
-        }
+        Answers(self.0.iter().filter_map(|of| of.functions.last())).log("no function", unit, log);
+        Answers(self.functions()).log("all", unit, log);
         log(format_args!(
             "fuzz: {} accesses, {} transfers by devices, {} things that this host cannot do",
             self.sum(|of| &of.accesses),
@@ -163,7 +173,40 @@ impl Tally {
         log(format_args!("measure: fuzz-landed {} transfers", self.sum(|of| &of.landed)));
         log(format_args!("measure: fuzz-steps {} steps", self.sum(|of| &of.steps)));
         log(format_args!("measure: fuzz-ticks-of-steps {} {unit}", self.sum(|of| &of.ticks)));
-        let calls = Self::rate(self.sum(|of| &of.calls), ns);
+        let calls = Self::rate(self.calls(), ns);
         log(format_args!("measure: fuzz-calls-per-second {calls} calls"));
+    }
+}
+
+/// What all CPUs' calls of a function, or of several, answered.
+struct Answers<I>(I);
+
+impl<'a, I: Iterator<Item = &'a OfFunction> + Clone> Answers<I> {
+    fn sum(&self, counter: impl Fn(&OfFunction) -> Option<&Counter>) -> u64 {
+        self.0.clone().filter_map(counter).map(Counter::get).sum()
+    }
+
+    fn of(&self, status: Status) -> u64 {
+        self.sum(|function| function.statuses.get(status.place()))
+    }
+
+    fn log(&self, name: &str, unit: &str, log: Log<'_>) {
+        let made = self.sum(|function| Some(&function.calls));
+        let took = self.sum(|function| Some(&function.ticks)).checked_div(made).unwrap_or(0);
+        let succeeded = self.of(Status::Success);
+        log(format_args!("fuzz: {name}: {succeeded} of {made} calls succeeded, {took} {unit} each{self}"));
+    }
+}
+
+/// The answers but success.
+impl<'a, I: Iterator<Item = &'a OfFunction> + Clone> fmt::Display for Answers<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for status in Status::ALL.iter().filter(|status| **status != Status::Success) {
+            let count = self.of(*status);
+            if count != 0 {
+                write!(f, ", {count} {status:?}")?;
+            }
+        }
+        Ok(())
     }
 }
