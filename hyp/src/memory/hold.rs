@@ -137,7 +137,7 @@ impl Holds {
 impl Ownership {
     /// Takes a device range out of the host's stage 2 and adds it to `set`, unless the set has it already. It may
     /// overlap ranges that are held. When this returns `Ok`, no CPU of the host reaches any byte of it. Tables that are
-    /// empty then go to `spare`: they are what giving it back needs.
+    /// empty then go to `spare`: they are what giving it back needs. If it was on its way back, what that lacked is taken from the pool too.
     ///
     /// # Errors
     /// `Busy` when a byte of it is RAM, is the hypervisor's or is outside the host's address space, or the machine
@@ -178,6 +178,13 @@ impl Ownership {
             None if !self.holds.has_room_at(range) => return Err(Status::NoSpace.into()),
             None => self.holds.free().ok_or(Status::NoSpace)?,
         };
+        if known.is_some() {
+            // It was not whole, so what its way back lacks comes from no table that is emptied now.
+            let others = |index, _: &Held| !set.contains(index);
+            let gaps = self.holds.gaps(range, others).map_err(|_| Status::NoSpace)?;
+            let needed = self.tables_for(cx.platform, &gaps);
+            spare.take(spare.left() + needed).map_err(|_| cx.no_memory(needed as u64))?;
+        }
         self.withdraw_devices(cx, range, spare)?;
         self.holds.put(index, Some(Held { range, users: 1 }));
         set.insert(index);
@@ -220,8 +227,8 @@ impl Ownership {
         set: HeldSet,
         spare: &mut Reserve<'_, P>,
     ) -> Result<(), Failure> {
-        // What stays out of the host's stage 2 when the set is released.
-        let stays = |index, held: &Held| held.users > u32::from(set.contains(index));
+        // What stays out of the host's stage 2 when the set is released, or may stay because it is on its way back already.
+        let stays = |index, held: &Held| !set.contains(index) || held.users > 1;
         let mut needed = 0;
         for (_, held) in
             self.holds.held().filter(|(index, held)| set.contains(*index) && !stays(*index, held))
