@@ -183,7 +183,7 @@ impl Ownership {
             let others = |index, _: &Held| !set.contains(index);
             let gaps = self.holds.gaps(range, others).map_err(|_| Status::NoSpace)?;
             let needed = self.tables_for(cx.platform, &gaps);
-            spare.take(spare.left() + needed).map_err(|_| cx.no_memory(needed as u64))?;
+            spare.take(spare.left().saturating_add(needed)).map_err(|_| cx.no_memory(needed as u64))?;
         }
         self.withdraw_devices(cx, range, spare)?;
         self.holds.put(index, Some(Held { range, users: 1 }));

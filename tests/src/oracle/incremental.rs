@@ -14,6 +14,9 @@ use smmuv3::address::PhysAddr;
 /// Steps between two looks at everything.
 const EVERYTHING_EVERY: u32 = 1000;
 
+/// Steps of which one has the hypervisor's digest taken before it, and after it if it is an error.
+const DIGEST_EVERY: u32 = 16;
+
 /// What calls have made of the pages, and what is known of the machine since it was last looked at.
 #[derive(Debug)]
 pub struct Incremental {
@@ -22,6 +25,8 @@ pub struct Incremental {
     seen: u64,
     /// The same before the step that is under way.
     before: u64,
+    /// What the hypervisor had then, if it was asked.
+    digest: Option<u64>,
     /// Since everything was looked at.
     steps: u32,
     /// How often everything was looked at.
@@ -34,12 +39,14 @@ impl Incremental {
         let own = |page: u64| (IMAGE..POOL + POOL_BYTES).contains(&page);
         let pages = (bench.ram.start..bench.ram.end).step_by(4096);
         let owners = Owners(pages.map(|page| (if own(page) { HYPERVISOR } else { 0 }, 0)).collect());
-        Self { owners, seen: 0, before: 0, steps: 0, looks: 0 }
+        Self { owners, seen: 0, before: 0, digest: None, steps: 0, looks: 0 }
     }
 
     /// A step begins.
     pub fn begin(&mut self, bench: &Bench) {
         self.before = bench.machine().memory.clock();
+        let is_asked = self.steps.is_multiple_of(DIGEST_EVERY);
+        self.digest = is_asked.then(|| bench.hypervisor.oracle().digest());
     }
 
     /// A step has ended.
@@ -48,6 +55,13 @@ impl Incremental {
     /// What does not agree, in words.
     pub fn end(&mut self, bench: &Bench, action: &Action, outcome: &Outcome) -> Result<(), String> {
         self.steps += 1;
+        if let (Some(digest), Outcome::Answered([code, ..])) = (self.digest, outcome)
+            && oracle::changes_nothing(*code)
+            && bench.hypervisor.oracle().digest() != digest
+        {
+            let (function, status) = (action.function(), Status::from_register(*code));
+            return Err(format!("{function:?} answers {status:?}, and has changed something"));
+        }
         if let (Action::Call { arguments, .. }, Outcome::Answered(answer)) = (action, outcome)
             && let Some(function) = action.function()
         {

@@ -3,7 +3,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, bail};
 
@@ -118,7 +119,7 @@ impl Programs {
 
     fn attack(&self, target: &str, effort: &Effort) -> Result<bool> {
         let corpus = Corpus::of(&self.workspace, target)?;
-        let before = corpus::files(&corpus.findings);
+        let before = written(&corpus.findings);
         let mut command = self.command(target);
         command
             .arg(format!("-max_total_time={}", 60 * effort.minutes))
@@ -126,7 +127,7 @@ impl Programs {
             .arg(format!("-artifact_prefix={}/", corpus.findings.display()))
             .args((effort.jobs > 1).then(|| format!("-fork={}", effort.jobs)))
             .args(corpus.directories());
-        let (progress, said) = watch(&mut command, target)?;
+        let (progress, said, status) = watch(&mut command, target)?;
         println!(
             "{target}: {} executions, {} a second; {} edges, {} features, {} inputs",
             progress.executions,
@@ -138,17 +139,20 @@ impl Programs {
         if let Some(line) = said.iter().rfind(|line| line.starts_with(PACE)) {
             println!("    {line}");
         }
-        let mut findings = corpus::files(&corpus.findings);
-        findings.retain(|finding| !before.contains(finding) && !is_slow(finding));
+        let mut findings = written(&corpus.findings);
+        findings.retain(|finding| !before.contains(finding) && !is_slow(&finding.0));
         if let Some(line) =
             said.iter().position(|line| line.contains("panicked at") || line.contains("ERROR:"))
         {
             said.iter().skip(line).take(4).for_each(|line| println!("    {line}"));
         }
-        for finding in &findings {
+        for (finding, _) in &findings {
             let kept = corpus.keep_finding(&self.shrink(target, finding)?)?;
             println!("    found by {}", finding.display());
             println!("    kept as {}, which `cargo test -p tests --test corpora` replays", kept.display());
+        }
+        if findings.is_empty() && !status.success() {
+            bail!("{target} ended with {status} and left no input: {}", last_of(&said));
         }
         Ok(findings.is_empty())
     }
@@ -175,11 +179,11 @@ impl Programs {
         // How often an edge is taken is for the search: inputs that together take each are enough to keep.
         command.args(["-set_cover_merge=1", "-use_counters=0", &format!("-max_len={longest}")]);
         command.arg(&merged).args(corpus.directories());
-        let (_, said) = watch(&mut command, target)?;
+        let (_, said, _) = watch(&mut command, target)?;
         let Some(line) =
             said.iter().find(|line| line.contains("MERGE-OUTER: ") && line.contains("new files with"))
         else {
-            bail!("{target}: the inputs could not be merged: {}", said.last().map_or("", String::as_str));
+            bail!("{target}: the inputs could not be merged: {}", last_of(&said));
         };
         let (files, bytes) = corpus.replace_kept(&merged)?;
         fs::remove_dir_all(&merged)?;
@@ -191,13 +195,23 @@ impl Programs {
 /// How a line begins in which a target says how fast it is itself.
 const PACE: &str = "pace: ";
 
+/// Files of a directory, and when they were written: the name of a finding is made of its bytes, so one that comes back has the name that it had.
+fn written(directory: &Path) -> Vec<(PathBuf, Option<SystemTime>)> {
+    let when = |file: &PathBuf| fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
+    corpus::files(directory).into_iter().map(|file| (file.clone(), when(&file))).collect()
+}
+
 /// libFuzzer also keeps inputs that were only slow.
 fn is_slow(finding: &Path) -> bool {
     finding.file_name().is_some_and(|name| name.to_string_lossy().starts_with("slow-unit"))
 }
 
-/// Runs a fuzzer; where it got, and what it said besides.
-fn watch(command: &mut Command, what: &str) -> Result<(Progress, Vec<String>)> {
+fn last_of(said: &[String]) -> &str {
+    said.last().map_or("it said nothing", String::as_str)
+}
+
+/// Runs a fuzzer; where it got, what it said besides, and how it ended.
+fn watch(command: &mut Command, what: &str) -> Result<(Progress, Vec<String>, ExitStatus)> {
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -217,9 +231,9 @@ fn watch(command: &mut Command, what: &str) -> Result<(Progress, Vec<String>)> {
             }
         }
     }
-    child.wait()?;
+    let status = child.wait()?;
     spinner.finish_and_clear();
-    Ok((progress, said))
+    Ok((progress, said, status))
 }
 
 impl Progress {
