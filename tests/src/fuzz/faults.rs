@@ -153,13 +153,11 @@ impl Failing<'_> {
         if let Some(finding) = finding {
             return Err(finding.as_str().into());
         }
-        if !is_met {
-            return match bench.machine().violations.all().first() {
-                Some(text) => Err(format!("violation: {text}")),
-                None => Ok(()),
-            };
+        if is_met {
+            oracle::check_state(bench)?;
+        } else if let Some(text) = bench.machine().violations.all().first() {
+            return Err(format!("violation: {text}"));
         }
-        oracle::check_state(bench)?;
         match (before, outcome) {
             (Some(before), Outcome::Answered([x0, ..])) if x0 != Status::Success.to_register() => {
                 self.check_restored(&before)

@@ -2,6 +2,7 @@
 //! looked at after it, and everything now and then and at the end.
 //!
 //! Who owns each page is counted from the calls alone. So an error that changed something is seen, and so is a success that did something else.
+//! Of the steps whose number is a power of two the hypervisor's own digest says whether an error has changed anything at all.
 
 use super::caches::check_vmids;
 use super::{HYPERVISOR, Owners, View, check_with};
@@ -13,9 +14,6 @@ use smmuv3::address::PhysAddr;
 
 /// Steps between two looks at everything.
 const EVERYTHING_EVERY: u32 = 1000;
-
-/// Steps of which one has the hypervisor's digest taken before it, and after it if it is an error.
-const DIGEST_EVERY: u32 = 16;
 
 /// What calls have made of the pages, and what is known of the machine since it was last looked at.
 #[derive(Debug)]
@@ -45,7 +43,8 @@ impl Incremental {
     /// A step begins.
     pub fn begin(&mut self, bench: &Bench) {
         self.before = bench.machine().memory.clock();
-        let is_asked = self.steps.is_multiple_of(DIGEST_EVERY);
+        // It takes as long as some tens of calls. The inputs of libFuzzer are short.
+        let is_asked = self.steps.is_power_of_two();
         self.digest = is_asked.then(|| bench.hypervisor.oracle().digest());
     }
 
