@@ -217,7 +217,7 @@ fn in_qemu(workspace: &Workspace, tools: &Tools, check: Option<&str>) -> Result<
     let only = check.map_or_else(String::new, |check| format!(" only={}", check.replace(' ', "_")));
     let run = Run {
         name: "mutate",
-        shape: Shape::new(3, 2, MemorySize::DEFAULT)?.with_mmio_disk(),
+        shape: Shape::new(3, 4, MemorySize::DEFAULT)?.with_mmio_disk(),
         entry: Entry::Image,
         bootargs: format!("rounds=200{only}"),
         extra: Vec::new(),

@@ -7,6 +7,7 @@
 
 mod bus;
 mod emulation;
+mod ending;
 mod explore;
 mod look;
 mod mistake;
