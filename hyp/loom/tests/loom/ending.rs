@@ -82,25 +82,14 @@ fn explore(deed: fn(&World) -> Result<[u64; 4], Status>, answers: &[&str]) {
     let (orders, came) = in_every_order(PREEMPTIONS, move || {
         let world = Arc::new(with_a_secret());
         world.explore();
-        let acts: [Box<dyn FnOnce(&World) -> Result<(), Status> + Send>; 3] = [
-            Box::new(move |world| deed(world).map(drop)),
-            Box::new(|world| {
-                end(world);
-                Ok(())
-            }),
-            Box::new(|world| {
-                world.dma(Actor::Guest, GUESTS, IPAS[0]);
-                Ok(())
-            }),
-        ];
         // All on threads of their own: whoever begins, nobody was stopped for it.
-        let mut number = 0;
-        let threads = acts.map(|act| {
-            let world = world.clone();
-            number += 1;
-            spawn_other(number, move || act(&world))
-        });
-        let [answer, ..] = threads.map(|thread| thread.join().unwrap());
+        let [one, two, three] = [(); 3].map(|()| world.clone());
+        let call = spawn_other(1, move || deed(&one).map(drop));
+        let ending = spawn_other(2, move || end(&two));
+        let device = spawn_other(3, move || three.dma(Actor::Guest, GUESTS, IPAS[0]));
+        let answer = call.join().unwrap();
+        ending.join().unwrap();
+        device.join().unwrap();
         check(&world);
         format!("{answer:?}")
     });
