@@ -49,6 +49,7 @@ extern "C" fn boot_primary(device_tree: u64) -> ! {
     mmu::build(&tree);
     mmu::enable();
     cpu::set_index(0);
+    smp::mark_stacks();
     println!(
         "host-shim at EL1, {} CPUs, {} root complexes",
         tree.cpus.iter().count(),
@@ -56,6 +57,10 @@ extern "C" fn boot_primary(device_tree: u64) -> ! {
     );
     let blob_run = tree::Run { start: device_tree, size: blob.len() as u64 };
     let passed = run(&tree, tree::bootargs(&fdt), blob_run);
+    if let Some(cpu) = smp::overflowed() {
+        println!("FAIL the stack of CPU {cpu} is too small for this");
+        end(false);
+    }
     end(passed);
 }
 

@@ -14,6 +14,15 @@ const OFF_NS: u64 = 2_000_000_000;
 /// What the other CPUs are to do.
 type Job = &'static (dyn Fn(usize) + Sync);
 
+/// Words at the end of each stack that nobody writes as long as it is large enough: a page, since a frame that is larger writes to each of its own.
+const LAST_WORDS: usize = 512;
+/// What is there.
+const UNTOUCHED: u64 = 0x5afe_57ac_5afe_57ac;
+
+unsafe extern "C" {
+    static __stacks_start: u8;
+}
+
 static JOB: AtomicPtr<Job> = AtomicPtr::new(core::ptr::null_mut());
 static RUNNING: AtomicU32 = AtomicU32::new(0);
 
@@ -22,6 +31,28 @@ static RUNNING: AtomicU32 = AtomicU32::new(0);
 pub enum StartError {
     /// CPU_ON of this CPU answered this.
     Refused(u64, i64),
+}
+
+/// The last words of every stack.
+fn last_words() -> impl Iterator<Item = (usize, *mut u64)> {
+    let start = (&raw const __stacks_start).cast_mut();
+    (0..MAX_CPUS).flat_map(move |cpu| {
+        let stack = start.wrapping_add(cpu * STACK_BYTES).cast::<u64>();
+        (0..LAST_WORDS).map(move |word| (cpu, stack.wrapping_add(word)))
+    })
+}
+
+/// Marks the end of every stack. Called once, by the first CPU.
+pub fn mark_stacks() {
+    // SAFETY: stacks are what `host-shim.ld` reserves, and this CPU, the only one that goes on, has not got as far as the end of its own.
+    last_words().for_each(|(_, word)| unsafe { word.write_volatile(UNTOUCHED) });
+}
+
+/// A CPU whose stack was too small, so that it wrote to what lies below.
+pub fn overflowed() -> Option<usize> {
+    // SAFETY: as above; other CPUs are off.
+    let is_touched = |word: *mut u64| unsafe { word.read_volatile() } != UNTOUCHED;
+    last_words().find(|(_, word)| is_touched(*word)).map(|(cpu, _)| cpu)
 }
 
 /// Another CPU, from `entry.rs`: on its stack, translation on.

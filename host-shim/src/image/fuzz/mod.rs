@@ -107,6 +107,9 @@ impl Source {
     }
 }
 
+/// What all CPUs did: larger than a stack.
+static TALLY: Tally = Tally::new();
+
 /// An attack that is under way.
 struct Attack<'a> {
     machine: &'a Machine,
@@ -119,7 +122,7 @@ struct Attack<'a> {
     attackers: u64,
     begun_ns: u64,
     begun_ticks: u64,
-    tally: Tally,
+    tally: &'a Tally,
     /// One CPU at a time uses the devices behind an SMMU.
     devices: [Mutex<()>; MAX_SMMUS],
     /// Attackers that go on.
@@ -169,7 +172,7 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         attackers,
         begun_ns: cpu::now_ns(),
         begun_ticks: machine.ticks(),
-        tally: Tally::new(),
+        tally: &TALLY,
         devices: [const { Mutex::new(()) }; MAX_SMMUS],
         running: AtomicU64::new(attackers),
         found: AtomicBool::new(false),
