@@ -118,7 +118,7 @@ impl Tally {
         match outcome {
             Outcome::Answered([code, ..]) => {
                 let place = action.function().map_or(TABLE.len(), Call::place);
-                if let Some(function) = of.functions.get(place).or(of.functions.last()) {
+                if let Some(function) = of.functions.get(place) {
                     function.count(*code, ticks);
                 }
             }
@@ -136,12 +136,8 @@ impl Tally {
         self.0.iter().map(|of| counter(of).get()).sum()
     }
 
-    fn functions(&self) -> impl Iterator<Item = &OfFunction> + Clone {
-        self.0.iter().flat_map(|of| &of.functions)
-    }
-
-    fn calls(&self) -> u64 {
-        self.functions().map(|function| function.calls.get()).sum()
+    fn all(&self) -> Answers<impl Iterator<Item = &OfFunction> + Clone> {
+        Answers(self.0.iter().flat_map(|of| &of.functions))
     }
 
     fn rate(count: u64, ns: u64) -> u64 {
@@ -152,18 +148,17 @@ impl Tally {
     pub fn progress(&self, attackers: u64, ns: u64, log: Log<'_>) {
         let steps = self.sum(|of| &of.steps);
         let most = self.0.iter().map(|of| of.steps.get()).max().unwrap_or(0);
-        let calls = Self::rate(self.calls(), ns);
+        let calls = Self::rate(self.all().calls(), ns);
         log(format_args!("fuzz: {steps} steps, {most} of one of {attackers} CPUs, {calls} calls/s"));
     }
 
     /// What all did in so many nanoseconds; `unit` is what [`Tally::count`] is told times in.
     pub fn summary(&self, attackers: u64, ns: u64, unit: &str, log: Log<'_>) {
         self.progress(attackers, ns, log);
-        for (n, call) in TABLE.iter().enumerate() {
-            Answers(self.0.iter().filter_map(|of| of.functions.get(n))).log(call.name, unit, log);
+        for (n, name) in TABLE.iter().map(|call| call.name).chain(["no function"]).enumerate() {
+            Answers(self.0.iter().filter_map(|of| of.functions.get(n))).log(name, unit, log);
         }
-        Answers(self.0.iter().filter_map(|of| of.functions.last())).log("no function", unit, log);
-        Answers(self.functions()).log("all", unit, log);
+        self.all().log("all", unit, log);
         log(format_args!(
             "fuzz: {} accesses, {} transfers by devices, {} things that this host cannot do",
             self.sum(|of| &of.accesses),
@@ -173,7 +168,7 @@ impl Tally {
         log(format_args!("measure: fuzz-landed {} transfers", self.sum(|of| &of.landed)));
         log(format_args!("measure: fuzz-steps {} steps", self.sum(|of| &of.steps)));
         log(format_args!("measure: fuzz-ticks-of-steps {} {unit}", self.sum(|of| &of.ticks)));
-        let calls = Self::rate(self.calls(), ns);
+        let calls = Self::rate(self.all().calls(), ns);
         log(format_args!("measure: fuzz-calls-per-second {calls} calls"));
     }
 }
@@ -190,8 +185,12 @@ impl<'a, I: Iterator<Item = &'a OfFunction> + Clone> Answers<I> {
         self.sum(|function| function.statuses.get(status.place()))
     }
 
+    fn calls(&self) -> u64 {
+        self.sum(|function| Some(&function.calls))
+    }
+
     fn log(&self, name: &str, unit: &str, log: Log<'_>) {
-        let made = self.sum(|function| Some(&function.calls));
+        let made = self.calls();
         let took = self.sum(|function| Some(&function.ticks)).checked_div(made).unwrap_or(0);
         let succeeded = self.of(Status::Success);
         log(format_args!("fuzz: {name}: {succeeded} of {made} calls succeeded, {took} {unit} each{self}"));

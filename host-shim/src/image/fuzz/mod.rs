@@ -122,7 +122,6 @@ struct Attack<'a> {
     attackers: u64,
     begun_ns: u64,
     begun_ticks: u64,
-    tally: &'a Tally,
     /// One CPU at a time uses the devices behind an SMMU.
     devices: [Mutex<()>; MAX_SMMUS],
     /// Attackers that go on.
@@ -172,7 +171,6 @@ pub fn run<'a>(machine: &Machine, words: impl Iterator<Item = &'a str>) -> bool 
         attackers,
         begun_ns: cpu::now_ns(),
         begun_ticks: machine.ticks(),
-        tally: &TALLY,
         devices: [const { Mutex::new(()) }; MAX_SMMUS],
         running: AtomicU64::new(attackers),
         found: AtomicBool::new(false),
@@ -260,9 +258,9 @@ impl Attack<'_> {
                     }
                 };
                 digest = outcome.digest(digest);
-                self.tally.count(cpu, &action, &outcome, ticks);
+                TALLY.count(cpu, &action, &outcome, ticks);
             }
-            self.tally.at(cpu, n + 1);
+            TALLY.at(cpu, n + 1);
             if self.found.load(Ordering::Relaxed) {
                 break;
             }
@@ -274,7 +272,7 @@ impl Attack<'_> {
                 }
                 if cpu == 0 && elapsed_ns - reported_ns > REPORT_NS {
                     reported_ns = elapsed_ns;
-                    self.tally.progress(self.attackers, elapsed_ns, &console::line);
+                    TALLY.progress(self.attackers, elapsed_ns, &console::line);
                 }
             }
         }
@@ -314,7 +312,7 @@ impl Attack<'_> {
     fn report(&self, cpu: u64, n: u64, action: &Action, finding: &Text) {
         // The first says it; the others of the same moment are mostly of the same cause.
         if !self.found.swap(true, Ordering::AcqRel) {
-            self.tally.progress(self.attackers, self.elapsed_ns(), &console::line);
+            TALLY.progress(self.attackers, self.elapsed_ns(), &console::line);
             println!("FAIL fuzz: CPU {cpu}, step {n}: {}", finding.as_str());
             println!("fuzz: the step was {action:x?}");
         }
@@ -329,7 +327,7 @@ impl Attack<'_> {
             println!("FAIL fuzz: at the end: {}", finding.as_str());
         }
         let unit = if self.in_turns { "instructions of all CPUs" } else { self.machine.tick_unit() };
-        self.tally.summary(self.attackers, ns, unit, &console::line);
+        TALLY.summary(self.attackers, ns, unit, &console::line);
         println!("fuzz: digest {:016x}", self.digest.load(Ordering::Acquire));
         println!("measure: fuzz-ticks {ticks} {}", self.machine.tick_unit());
         measured::summary();
