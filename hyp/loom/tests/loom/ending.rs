@@ -10,8 +10,7 @@ use hyp_loom::memory::Progress;
 use crate::bus::Actor;
 use crate::explore::{in_every_order, spawn_other};
 use crate::look;
-use crate::mistake::Mistake;
-use crate::world::{Device, IPAS, PAGE, PAGES, World};
+use crate::world::{Device, GIVEN, HOSTS, IPAS, MAPPED, PAGE, PAGES, World};
 
 /// How often a thread that could go on is stopped.
 const PREEMPTIONS: usize = 2;
@@ -19,20 +18,10 @@ const PREEMPTIONS: usize = 2;
 /// The guest's stream, which is in its first domain, and one that is nobody's.
 const GUESTS: Device = (0, 1);
 const OTHER: Device = (0, 2);
-/// Pages: one that the guest has and has mapped, one that it has, and one of the host's.
-const MAPPED: u64 = PAGES[1];
-const GIVEN: u64 = PAGES[2];
-const HOSTS: u64 = PAGES[4];
 
 /// A guest whose device has written what nobody else may see.
 fn with_a_secret() -> World {
-    let mut world = World::boot(1, Mistake::None);
-    let domain = world.add_domain();
-    world.add_domain();
-    world.donate(MAPPED).unwrap();
-    world.donate(GIVEN).unwrap();
-    world.map(domain, IPAS[0], MAPPED).unwrap();
-    world.attach(GUESTS, domain, 0).unwrap();
+    let world = World::with_domains(GUESTS);
     assert_eq!(world.dma(Actor::Guest, GUESTS, IPAS[0]), Some(MAPPED));
     assert_ne!(world.load(MAPPED), 0);
     world

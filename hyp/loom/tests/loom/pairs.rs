@@ -16,7 +16,7 @@ use tests::driver::{BYPASS, cfgi_ste, reg};
 use crate::emulation;
 use crate::explore::{in_every_order, spawn_other};
 use crate::mistake::Mistake;
-use crate::world::{IPAS, PAGE, PAGES, World};
+use crate::world::{GIVEN, HOSTS, IPAS, MAPPED, PAGE, PAGES, World};
 
 /// How often a thread that could go on is stopped, beside one call and beside several, unless the environment's `PREEMPTIONS` says otherwise.
 const PREEMPTIONS: usize = 1;
@@ -27,11 +27,7 @@ const GUESTS: u64 = 1;
 const OTHER: u64 = 2;
 /// The number of a stream on a vSMMU.
 const VIRTUAL: u64 = 7;
-/// Pages: one that the guest has and has mapped, one that it has, and one of the host's.
-const MAPPED: u64 = PAGES[1];
-const GIVEN: u64 = PAGES[2];
-const HOSTS: u64 = PAGES[4];
-/// One that is shared with the guest, and one of the host's that may be. [`World::check`] knows of one owner for each of its pages.
+/// A page that is shared with the guest, and one of the host's that may be. [`World::check`] knows of one owner for each of its pages.
 const SHARED: u64 = PAGES[0] + 0x2_0000;
 const SHAREABLE: u64 = SHARED + PAGE;
 
@@ -167,14 +163,8 @@ impl Pairs {
 
 /// A guest with pages, two domains, a stream, and a vSMMU.
 fn with_domains() -> World {
-    let mut world = World::boot(1, Mistake::None);
-    let domain = world.add_domain();
-    world.add_domain();
-    world.donate(MAPPED).unwrap();
-    world.donate(GIVEN).unwrap();
+    let mut world = World::with_domains((0, GUESTS as u32));
     world.call(MemShare, [SHARED, PAGE, world.guest, 0]).unwrap();
-    world.map(domain, IPAS[0], MAPPED).unwrap();
-    world.attach((0, GUESTS as u32), domain, 0).unwrap();
     [world.vsmmu, ..] = world.call(VsmmuCreate, [0, world.guest, 0, 0]).unwrap();
     world
 }

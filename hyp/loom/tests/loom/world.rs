@@ -31,6 +31,10 @@ pub const PAGES: [u64; 6] = {
     let first = RAM_BASE + (2 << 20);
     [first, first + PAGE, first + 2 * PAGE, first + 3 * PAGE, first + 4 * PAGE, first + 5 * PAGE]
 };
+/// Of a world [with domains](World::with_domains): a page that the guest has and has mapped, one that it has, and one of the host's.
+pub const MAPPED: u64 = PAGES[1];
+pub const GIVEN: u64 = PAGES[2];
+pub const HOSTS: u64 = PAGES[4];
 /// The page of the block that is a guest's.
 const SPLITTER: u64 = PAGES[0] + 0x10_0000;
 /// Where domains of the guest map pages.
@@ -146,6 +150,18 @@ impl World {
         let mut world = Self { hypervisor, guest: 0, domains: Vec::new(), vsmmu: 0 };
         world.guest = world.call(Function::GuestCreate, [0; 4]).unwrap()[0];
         world.donate(SPLITTER).unwrap();
+        world
+    }
+
+    /// One SMMU, and a guest with two pages and two domains, of which the first maps one of the pages and has this stream.
+    pub fn with_domains(stream: Device) -> Self {
+        let mut world = Self::boot(1, Mistake::None);
+        let domain = world.add_domain();
+        world.add_domain();
+        world.donate(MAPPED).unwrap();
+        world.donate(GIVEN).unwrap();
+        world.map(domain, IPAS[0], MAPPED).unwrap();
+        world.attach(stream, domain, 0).unwrap();
         world
     }
 
