@@ -4,17 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-type Cx<'a> = Context<'a, TestPlatform, TestPlatform>;
-
-/// Takes all pages of the pool.
-fn drain(cx: &Cx<'_>) -> std::vec::Vec<PhysAddr> {
-    core::iter::from_fn(|| cx.pool.take(cx.platform, 0).ok()).collect()
-}
-
-fn refill(cx: &Cx<'_>, taken: std::vec::Vec<PhysAddr>) {
-    taken.into_iter().for_each(|page| cx.pool.give(cx.platform, page, 0));
-}
-
 #[test]
 fn held_ranges_are_gone_until_the_last_holder_lets_go() {
     let mut world = World::new(Granule::Size4K, Blocks::InPlace);

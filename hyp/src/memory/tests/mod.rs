@@ -27,6 +27,18 @@ use platform::{DOORBELL, Did, POOL, POOL_BYTES, RAM, RAM_BYTES, SMMU, TestPlatfo
 const PAGE: u64 = 4096;
 const BLOCK: u64 = 2 << 20;
 
+type Cx<'a> = Context<'a, TestPlatform, TestPlatform>;
+
+/// Takes all pages of the pool.
+fn drain(cx: &Cx<'_>) -> std::vec::Vec<PhysAddr> {
+    core::iter::from_fn(|| cx.pool.take(cx.platform, 0).ok()).collect()
+}
+
+/// Gives them back.
+fn refill(cx: &Cx<'_>, taken: std::vec::Vec<PhysAddr>) {
+    taken.into_iter().for_each(|page| cx.pool.give(cx.platform, page, 0));
+}
+
 struct World {
     p: TestPlatform,
     pool: Pool,
@@ -51,10 +63,7 @@ impl World {
         Self { p, pool, ownership }
     }
 
-    fn with<T>(
-        &mut self,
-        f: impl FnOnce(&mut Ownership, &Context<'_, TestPlatform, TestPlatform>) -> T,
-    ) -> T {
+    fn with<T>(&mut self, f: impl FnOnce(&mut Ownership, &Cx<'_>) -> T) -> T {
         let cx = Context { platform: &self.p, pool: &self.pool, caches: &self.p };
         f(&mut self.ownership, &cx)
     }
@@ -402,8 +411,7 @@ fn an_empty_pool_can_be_topped_up() {
         let (unit, before) = (world.ownership.unit_bytes(), world.pool.state());
         let per_unit = unit / PAGE;
         let target = range(RAM + 2 * BLOCK, unit);
-        let taken: std::vec::Vec<PhysAddr> =
-            core::iter::from_fn(|| world.pool.take(&world.p, 0).ok()).collect();
+        let taken = world.with(|_, cx| drain(cx));
         let (kept, words) = (world.pool.kept(), world.p.words());
         let refused = world.change(Change::Donate(guest), target).unwrap_err();
         assert!(refused.status == Status::NoMemory && refused.detail > 0);
@@ -428,9 +436,7 @@ fn an_empty_pool_can_be_topped_up() {
 
         // All that the host gave can come back, and what is kept is the hypervisor's own again.
         world.change(Change::Reclaim(guest), target).unwrap();
-        for page in taken {
-            world.pool.give(&world.p, page, 0);
-        }
+        world.with(|_, cx| refill(cx, taken));
         let order = per_unit.ilog2() as u8;
         for _ in 0..given {
             world.with(|ownership, cx| ownership.give_back(cx, order)).unwrap();
